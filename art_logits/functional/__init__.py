@@ -1,0 +1,1 @@
+"""Pure functions: statistics of logits (:mod:`.logits`) and of class-wise outcomes (:mod:`.classwise`)."""
