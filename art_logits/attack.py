@@ -1,0 +1,467 @@
+"""Temperature-PGD: projected gradient ascent on ``loss(z / T)``, with each sample on its own clock.
+
+There is one attack loop in this project, :meth:`TemperaturePGD._run`; every evaluation, host adapter
+and trainer calls it. A sample that is solved leaves the batch at once and the next one takes its place,
+so samples in one batch may stand at different steps and restarts, and none of them notices: a
+sample's result depends on the model, the sample, its label, the config, the seed and its id only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _checks
+from . import steps as step_sizes
+from . import temperature as temperatures
+from .balls import get_ball
+from .functional.logits import label_margin
+from .losses import get_loss
+from .losses import margin as margin_loss
+from .prepare import evaluating
+from .starts import random_points, sample_hashes
+from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
+
+logger = logging.getLogger(__name__)
+
+SampleIds: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+
+
+class _Fields(NamedTuple):
+    adv_inputs: Tensor
+    logits: Tensor
+    success: Tensor
+    margin: Tensor
+    restart: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+
+class AttackResult(_Fields):
+    """What an attack found, one row per sample, in the order of the inputs. A tuple of the first seven.
+
+    Attributes:
+        adv_inputs: ``(N, ...)``, within the ball and the bounds. For a failed attack the best iterate
+            (``keep="best"``), never silently the clean input.
+        logits: ``(N, C)``, the model's logits of exactly ``adv_inputs``, at T = 1.
+        success: ``(N,)`` bool; the prediction differs from the label (targeted: equals the target).
+        margin: ``(N,)``, ``max_{j != y} z_j - z_y`` (targeted: ``z_t - max_{j != t} z_j``), larger =
+            more adversarial.
+        restart: ``(N,)``, the restart that found it, from 0; -1 where the clean input already did.
+        forwards: ``(N,)``, forward passes spent on the sample, the clean one included.
+        backwards: ``(N,)``, backward passes spent on the sample.
+        zero_gradients: ``(N,)``, at how many steps the loss had a zero or non-finite gradient, and the
+            margin's gradient took its place.
+    """
+
+    zero_gradients: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TemperaturePGD:
+    """Projected gradient ascent on a loss of the logits divided by a temperature.
+
+    With ``temperature=1.0`` and a fixed ``step_size`` it is plain PGD (Madry et al. 2018); a fixed
+    temperature is paper A's attack (Tian et al., KDD 2021, arXiv 2105.14240); the default ``"gap"``
+    takes each sample's own logit gap, the scale of MIFPE (Yu & Xu 2023), see
+    :mod:`art_logits.temperature`.
+
+    Args:
+        eps: radius of the ball, in the unit of the inputs, >= 0; a number, or a tensor ``(N,)`` of one
+            per sample.
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        steps: gradient steps per restart, >= 0.
+        step_size: length of a step, in the norm and the unit of the inputs: a number > 0,
+            ``"cosine"`` (2 eps to 0), ``"linear"`` (2 eps to 0), or a callable ``(step, steps) -> float``.
+        temperature: a number > 0, ``"gap"`` (alias ``"auto"``), a sequence of one number per step, or a
+            callable ``(logits (N, C), step) -> (N,)``. ``margin`` and ``dlr`` do not depend on it.
+        loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"``, ``"probability_margin"``, or a callable
+            ``(logits (N, C), labels (N,)) -> (N,)``, larger = more adversarial.
+        restarts: runs per sample, >= 1; the best is kept, by success first and by margin then.
+        random_start: start from a uniform point of the ball instead of the input. Restarts after the
+            first always do.
+        targeted: ascend towards ``targets`` instead of away from ``labels``.
+        bounds: range of valid inputs.
+        stop_on_success: a sample leaves as soon as its attack succeeds, and is not attacked at all where
+            the clean input does. Otherwise every step is taken.
+        keep: ``"best"`` returns the best iterate, ``"last"`` the last one, as the hosts do.
+        seed: of the random starts.
+        momentum: share of the past in each step's direction, >= 0: ``g = momentum * g + grad / ||grad||_1``
+            (MI-FGSM, Dong et al. 2018); 0 for none.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range; the message says which and what was expected.
+
+    >>> weights = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    >>> attack = TemperaturePGD(eps=0.2, steps=5)
+    >>> result = attack(lambda x: x @ weights, torch.tensor([[0.6, 0.5]]), torch.tensor([0]))
+    >>> result.success
+    tensor([True])
+    """
+
+    eps: float | Tensor = 8 / 255
+    norm: Norm = "Linf"
+    steps: int = 20
+    step_size: float | Literal["cosine", "linear"] | StepSize = "cosine"
+    temperature: float | Literal["gap", "auto"] | tuple[float, ...] | list[float] | Temperature = "gap"
+    loss: str | Loss = "cross_entropy"
+    restarts: int = 1
+    random_start: bool = True
+    targeted: bool = False
+    bounds: Bounds | tuple[float, float] = (0.0, 1.0)
+    stop_on_success: bool = True
+    keep: Literal["best", "last"] = "best"
+    seed: int = 0
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            "eps": _checks.epsilons(self.eps),
+            "steps": _checks.integer("steps", self.steps, at_least=0),
+            "restarts": _checks.integer("restarts", self.restarts, at_least=1),
+            "seed": _checks.integer("seed", self.seed, at_least=0),
+            "bounds": _checks.bounds(self.bounds),
+            "keep": _checks.choice("keep", self.keep, ("best", "last")),
+            "momentum": _checks.number("momentum", self.momentum, at_least=0.0),
+        }
+        for flag in ("random_start", "targeted", "stop_on_success"):
+            checked[flag] = _checks.boolean(flag, getattr(self, flag))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        get_ball(self.norm)
+        get_loss(self.loss)
+        step_sizes.resolve(self.step_size, self.steps)
+        temperatures.resolve(self.temperature, self.steps)
+
+    def config(self) -> dict[str, Any]:
+        """All arguments as JSON can hold them: tensors become lists, callables their names."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TemperaturePGD) and self.config() == other.config()
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.config(), sort_keys=True))
+
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor | np.ndarray[Any, Any] | list[int] | None = None,
+        targets: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> AttackResult:
+        """Attack a batch; the model comes back exactly as it was, and no global random state is used.
+
+        Args:
+            model: maps inputs to logits ``(N, C)``, ``C >= 2``. It is held in eval mode meanwhile.
+            inputs: ``(N, ...)``, floating point, within the bounds.
+            labels: ``(N,)``, true classes.
+            sample_ids: ``(N,)`` integers that key the random starts; a hash of each sample's bytes and
+                label where absent.
+            targets: ``(N,)``, target classes, for a targeted attack.
+            mask: weight >= 0 of each element, of a shape that broadcasts to the inputs; elements of
+                weight 0 stay as they are.
+            batch_size: samples in one pass of the model; all of them where absent. It changes speed
+                and memory, not results.
+
+        Raises:
+            TypeError: inputs, labels, ids or the model's output are of the wrong type.
+            ValueError: they have the wrong shape or range; targets are missing, or given without
+                ``targeted=True``.
+        """
+        inputs = _checks.inputs(inputs, Bounds(*self.bounds))
+        labels = _checks.labels("labels", labels, len(inputs), inputs.device)
+        goals = self._goals(labels, targets)
+        count = len(inputs) if batch_size is None else _checks.integer("batch_size", batch_size, at_least=1)
+        # Inference mode would forbid gradients for good; no_grad is lifted where a gradient is taken.
+        with torch.inference_mode(False), evaluating(model):
+            ids = sample_hashes(inputs, labels) if sample_ids is None else sample_ids
+            region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask)
+            return self._run(region, _Book(self, model, region.inputs, goals.clone(), count), count)
+
+    def _goals(self, labels: Tensor, targets: Tensor | None) -> Tensor:
+        if not self.targeted:
+            if targets is not None:
+                raise ValueError("targets were given to an untargeted attack: pass targeted=True to use them")
+            return labels
+        if targets is None:
+            raise ValueError("targets must be given, one class per input, because targeted=True")
+        return _checks.labels("targets", targets, len(labels), labels.device)
+
+    def _run(self, region: _Region, book: _Book, size: int) -> AttackResult:
+        """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
+        waiting = book.open_cases()
+        slots = landed = region.start(waiting[:0])
+        while len(waiting) or len(slots) or len(landed):
+            free = size - len(slots)
+            slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
+            if self.steps:
+                logits, grad = book.gradient(slots)
+                going = ~book.enter(slots, logits, final=False)
+                slots = region.ascend(slots.take(going), grad[going])
+            done = slots.step >= self.steps
+            landed, slots = landed.join(slots.take(done)), slots.take(~done)
+            if len(landed) >= size or not (len(waiting) or len(slots)):
+                # A last iterate needs no gradient: these are evaluated together, forward only.
+                unsolved = ~book.enter(landed, book.forward(landed), final=True)
+                waiting = torch.cat([waiting, landed.take(unsolved).next_restarts(self.restarts)])
+                landed = landed.take(slice(0))
+        return book.result()
+
+
+def pgd(
+    model: Model,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    sample_ids: Tensor | np.ndarray[Any, Any] | list[int] | None = None,
+    targets: Tensor | None = None,
+    mask: Tensor | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> AttackResult:
+    """Run :class:`TemperaturePGD` in one call: ``options`` are its arguments, with its defaults.
+
+    Raises:
+        TypeError: an unknown option, or as :class:`TemperaturePGD` raises.
+        ValueError: as :class:`TemperaturePGD` raises.
+
+    >>> weights = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    >>> x, y = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+    >>> pgd(lambda x: x @ weights, x, y, eps=0.01, temperature=0.5).success
+    tensor([False])
+    """
+    attack = TemperaturePGD(**options)
+    return attack(model, inputs, labels, sample_ids, targets, mask=mask, batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Samples under way, one per row: which sample, in which restart, at which step, at which point.
+
+    ``velocity`` is the accumulated direction of a momentum attack, and has no columns in any other.
+    """
+
+    index: Tensor
+    restart: Tensor
+    step: Tensor
+    x: Tensor
+    velocity: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def columns(self) -> tuple[Tensor, ...]:
+        return self.index, self.restart, self.step, self.x, self.velocity
+
+    def take(self, rows: Tensor | slice) -> _Slots:
+        return _Slots(*(column[rows] for column in self.columns()))
+
+    def join(self, other: _Slots) -> _Slots:
+        if not (len(self) and len(other)):
+            return self if len(self) else other
+        return _Slots(*(torch.cat(pair) for pair in zip(self.columns(), other.columns(), strict=True)))
+
+    def next_restarts(self, restarts: int) -> Tensor:
+        cases = torch.stack([self.index, self.restart + 1], dim=1)
+        return cases[cases[:, 1] < restarts]
+
+
+class _Region:
+    """Where the attack may go: the ball around each input, within the bounds, on the mask."""
+
+    def __init__(self, attack: TemperaturePGD, inputs: Tensor, ids: SampleIds, mask: Tensor | None) -> None:
+        self.attack, self.inputs, self.ids = attack, inputs, ids
+        self.ball, self.bounds = get_ball(attack.norm), Bounds(*attack.bounds)
+        self.lengths = step_sizes.resolve(attack.step_size, attack.steps)
+        self.mask = None if mask is None else _checks.mask(mask, inputs)
+        eps = torch.as_tensor(attack.eps, dtype=inputs.dtype, device=inputs.device)
+        if eps.ndim and eps.shape != (len(inputs),):
+            raise ValueError(f"eps must be a number or have shape ({len(inputs)},), got {tuple(eps.shape)}")
+        self.eps = eps.expand(len(inputs)).view(-1, *[1] * (inputs.ndim - 1))
+
+    def start(self, cases: Tensor) -> _Slots:
+        """Slots for ``cases``, rows of (index, restart), each at its own starting point."""
+        index, restart = cases.unbind(dim=1)
+        x, step = self.inputs[index], torch.zeros_like(index)
+        noisy = ((restart > 0) | self.attack.random_start).nonzero().squeeze(1)
+        if len(noisy):
+            rows, radius = index[noisy], self.eps[index[noisy]]
+            keys = self.ids[rows.cpu().numpy()].tolist()
+            points = random_points(
+                self.ball, x[noisy], seed=self.attack.seed, sample_ids=keys, restarts=restart[noisy].tolist()
+            )
+            x[noisy] = self._within(rows, self._masked(rows, points * radius))
+        return _Slots(
+            index, restart, step, x, torch.zeros_like(x) if self.attack.momentum else x.flatten(1)[:, :0]
+        )
+
+    def ascend(self, slots: _Slots, grad: Tensor) -> _Slots:
+        """One step of steepest ascent, projected onto the ball and then onto the bounds."""
+        rows, velocity = slots.index, slots.velocity
+        if self.attack.momentum:
+            length = grad.flatten(1).abs().sum(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
+            grad = velocity = self.attack.momentum * velocity + grad / length.view(-1, *[1] * (grad.ndim - 1))
+        grad = self._masked(rows, grad)
+        if not self.ball.separable:
+            # A coordinate stuck at a bound would waste its part of an L2 or L1 step.
+            lower, upper = self.bounds
+            grad = grad.masked_fill(((slots.x <= lower) & (grad < 0)) | ((slots.x >= upper) & (grad > 0)), 0)
+        step = self._masked(rows, self.lengths.at(slots.step, self.eps[rows]) * self.ball.steepest(grad))
+        x = self._within(rows, slots.x + step - self.inputs[rows])
+        return replace(slots, step=slots.step + 1, x=x, velocity=velocity)
+
+    def _within(self, rows: Tensor, delta: Tensor) -> Tensor:
+        x = self.inputs[rows] + self.ball.project(delta, self.eps[rows])
+        lower, upper = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in self.bounds)
+        return x.clamp(lower, upper)
+
+    def _masked(self, rows: Tensor, values: Tensor) -> Tensor:
+        return values if self.mask is None else values * self.mask[rows]
+
+
+class _Book:
+    """The best result of each sample so far, and the passes of the model that it took."""
+
+    def __init__(
+        self, attack: TemperaturePGD, model: Model, inputs: Tensor, goals: Tensor, size: int
+    ) -> None:
+        self.attack, self.model, self.goals, self.size = attack, model, goals, size
+        self.loss = get_loss(attack.loss)
+        self.temperature = temperatures.resolve(attack.temperature, attack.steps)
+        self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
+        self.x, self.logits = inputs.clone(), inputs.new_empty(0)
+        self.restart = torch.full_like(goals, -1)
+        self.success = torch.zeros_like(goals, dtype=torch.bool)
+        self.margin = inputs.new_empty(0)
+        # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
+        if attack.keep == "best" or attack.stop_on_success:
+            self._open(_forward(model, inputs, size))
+
+    def _open(self, clean: Tensor) -> None:
+        """A clean input that already succeeds is a result; one that does not is no iterate of the attack."""
+        self.forwards += 1
+        if bool(clean.isnan().any()):
+            raise ValueError("model must return finite logits, got NaN for a clean input")
+        self._allocate(clean)
+        margin, self.success = self._outcome(clean, self.goals)
+        self.logits.copy_(clean)
+        self.margin = torch.where(self.success, margin, self.margin)
+
+    def _allocate(self, like: Tensor) -> None:
+        """The number of classes and the precision are known with the first logits only."""
+        if not len(self.logits):
+            classes = like.shape[1]
+            _checks.in_range("targets" if self.attack.targeted else "labels", self.goals, classes)
+            self.logits = like.new_full((len(self.goals), classes), torch.nan)
+            self.margin = like.new_full((len(self.goals),), -torch.inf)
+
+    def open_cases(self) -> Tensor:
+        """The samples to attack, as rows of (index, restart)."""
+        index = torch.arange(len(self.goals), device=self.goals.device)
+        if self.attack.stop_on_success:
+            index = index[~self.success]
+        return torch.stack([index, torch.zeros_like(index)], dim=1)
+
+    def forward(self, slots: _Slots) -> Tensor:
+        """Logits at the slots' points."""
+        self.forwards.index_add_(0, slots.index, torch.ones_like(slots.index))
+        logits = _forward(self.model, slots.x, self.size)
+        self._allocate(logits)
+        return logits
+
+    def gradient(self, slots: _Slots) -> tuple[Tensor, Tensor]:
+        """Logits and loss gradient at the slots' points; the margin's gradient where that one vanishes."""
+        logits, grad = self._pass(slots, self._tempered)
+        largest = grad.flatten(1).abs().amax(dim=1)
+        lost = ~(largest.isfinite() & (largest > 0))
+        if bool(lost.any()):
+            rest = slots.take(lost)
+            self.zeros.index_add_(0, rest.index, torch.ones_like(rest.index))
+            grad[lost] = self._pass(rest, lambda z, goals, step: margin_loss(z, goals))[1].nan_to_num(0, 0, 0)
+        return logits, grad
+
+    def _tempered(self, logits: Tensor, goals: Tensor, step: Tensor) -> Tensor:
+        scale = self.temperature(logits.detach(), step)
+        return _checks.per_sample("loss", self.loss(logits / scale.unsqueeze(1), goals), len(goals))
+
+    def _pass(self, slots: _Slots, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        if not len(slots):
+            return self.logits[:0], slots.x
+        for counter in (self.forwards, self.backwards):
+            counter.index_add_(0, slots.index, torch.ones_like(slots.index))
+        with torch.enable_grad():
+            x = slots.x.detach().requires_grad_()
+            logits = _checks.logits(self.model(x), len(x))
+            self._allocate(logits)
+            # The sum, never the mean: a sample's gradient must not know how many others are in the batch.
+            value = loss(logits, self.goals[slots.index], slots.step).sum()
+            (grad,) = torch.autograd.grad(-value if self.attack.targeted else value, x)
+        return logits.detach(), grad
+
+    def enter(self, slots: _Slots, logits: Tensor, *, final: bool) -> Tensor:
+        """Note the iterates that beat what is in the book; returns which samples need no further attack."""
+        index = slots.index
+        margin, success = self._outcome(logits, self.goals[index])
+        leaving = success & self.attack.stop_on_success
+        better = (success & ~self.success[index]) | (
+            (success == self.success[index]) & (margin > self.margin[index])
+        )
+        # The clean input itself, at the start of a run without a random start, is not an iterate.
+        moved = (slots.step > 0) | (slots.restart > 0) | self.attack.random_start | final
+        eligible = moved if self.attack.keep == "best" else leaving | final
+        won = better & eligible
+        rows = index[won]
+        self.x[rows], self.logits[rows] = slots.x[won], logits[won]
+        self.margin[rows], self.success[rows] = margin[won], success[won]
+        self.restart[rows] = slots.restart[won]
+        return leaving
+
+    def _outcome(self, logits: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
+        """Margin, larger = more adversarial, and success, by the prediction that a user would recompute."""
+        hit = logits.argmax(dim=1) == goals
+        if self.attack.targeted:
+            return label_margin(logits, goals), hit
+        return -label_margin(logits, goals), ~hit
+
+    def result(self) -> AttackResult:
+        lost = int((self.zeros > 0).sum())
+        if lost:
+            logger.warning(
+                "zero or non-finite gradient of the loss on %d of %d samples; the margin's gradient was used",
+                lost,
+                len(self.zeros),
+            )
+        result = AttackResult(
+            self.x, self.logits, self.success, self.margin, self.restart, self.forwards, self.backwards
+        )
+        result.zero_gradients = self.zeros
+        return result
+
+
+def _forward(model: Model, x: Tensor, size: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([_checks.logits(model(part), len(part)) for part in torch.split(x, size)])
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if callable(value):
+        return getattr(value, "__qualname__", None) or repr(value)
+    return value

@@ -1,0 +1,63 @@
+"""Step-size schedules of the attack."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+
+class StepSizes(NamedTuple):
+    """Step lengths of a whole run.
+
+    Attributes:
+        lengths: ``(steps,)``, float64.
+        relative: whether they are multiples of eps (else: in the unit of the inputs).
+    """
+
+    lengths: Tensor
+    relative: bool
+
+    def at(self, step: Tensor, eps: Tensor) -> Tensor:
+        """Length of each sample's step, shaped like ``eps``.
+
+        Args:
+            step: ``(N,)``, each sample's own step, counted from 0.
+            eps: ``(N, 1, ...)`` (or any shape with N rows).
+        """
+        shape = (-1, *[1] * (eps.ndim - 1))
+        lengths = self.lengths.to(eps)[step].view(shape)
+        return lengths * eps if self.relative else lengths.expand_as(eps)
+
+
+def resolve(step_size: object, steps: int) -> StepSizes:
+    """Tabulate the argument ``step_size`` of the attack.
+
+    Args:
+        step_size: a number > 0, the length of every step in the unit of the inputs; ``"cosine"``,
+            ``eps * (1 + cos(pi * t / steps))``, from 2 eps towards 0; ``"linear"``,
+            ``2 * eps * (1 - t / steps)``; or a callable ``(step, steps) -> length`` in the unit of
+            the inputs.
+        steps: number of steps.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: not positive, or an unknown name.
+
+    >>> resolve("linear", 4).lengths.tolist()
+    [2.0, 1.5, 1.0, 0.5]
+    """
+    if isinstance(step_size, str):
+        _checks.choice("step_size", step_size, ("cosine", "linear"))
+        phase = torch.arange(steps, dtype=torch.float64) / max(steps, 1)
+        decay = 1 + torch.cos(math.pi * phase) if step_size == "cosine" else 2 * (1 - phase)
+        return StepSizes(decay, relative=True)
+    if callable(step_size):
+        values = [_checks.number("step_size", step_size(t, steps), above=0.0) for t in range(steps)]
+    else:
+        values = [_checks.number("step_size", step_size, above=0.0)] * steps
+    return StepSizes(torch.tensor(values, dtype=torch.float64), relative=False)
