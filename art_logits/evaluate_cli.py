@@ -1,0 +1,227 @@
+"""``art-logits evaluate``: the evaluation from the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ._extras import require
+
+if TYPE_CHECKING:
+    import typer
+    from torch import nn
+
+    from .data import Data
+    from .records import Records
+else:
+    typer = require("typer", extra="evaluate")
+
+DEFAULT_MODEL, DEFAULT_REFERENCE, DEFAULT_DATA = "digits-at", "digits-standard", "digits"
+DEFAULT_ATTACKS = ("pgd", "temperature-pgd")
+RUNS = Path("art-logits-runs")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during an evaluation; its text says how to go on."""
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Bundled name (digits-at, digits-standard), FILE.py:factory or package.module:factory. "
+            f"[default: {DEFAULT_MODEL}]"
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The model's weights: .safetensors or a torch state dict.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Second model to compare with, attacked in its own right. "
+            f"[default: {DEFAULT_REFERENCE} beside the default model, else none]"
+        ),
+    ] = None,
+    reference_checkpoint: Annotated[Path | None, typer.Option(help="The reference's weights.")] = None,
+    data: Annotated[str, typer.Option(help="digits, or FILE.npz with x and y.")] = DEFAULT_DATA,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME[:key=value,...], repeatable: pgd, temperature-pgd:steps=50,restarts=2. "
+            "[default: pgd and temperature-pgd]"
+        ),
+    ] = None,
+    norm: Annotated[str, typer.Option(help="Linf, L2 or L1.")] = "Linf",
+    eps: Annotated[
+        str | None, typer.Option(help="Radius in pixel units, e.g. 8/255. [default: by data and norm]")
+    ] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Samples to attack. [default: all]")] = None,
+    sampling: Annotated[
+        str, typer.Option(help="How to draw them: balanced (over classes, by the seed) or first.")
+    ] = "balanced",
+    batch_size: Annotated[int, typer.Option(help="Samples in one pass; no result depends on it.")] = 128,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of random starts and of the balanced draw.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder for records, tables and report. [default: {RUNS}/DATA-MODEL]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the same run in --out.")] = False,
+) -> None:
+    """Attack a model and say which classes fail.
+
+    Without options: the bundled adversarially trained digits model, against the standard one. Writes
+    records/*.parquet, manifest.json, summary.json, classwise.csv, logits.csv and report.html.
+    """
+    from .evaluation import evaluate as run
+    from .evaluation import resolve_device
+    from .presets import parse_attacks, parse_number
+
+    where = resolve_device(device)
+    samples = _load_data(data, split, n_examples, sampling, seed)
+    radius = _radius(samples, norm) if eps is None else parse_number(eps)
+    attacks = parse_attacks(
+        attack or DEFAULT_ATTACKS, norm=norm, eps=radius, bounds=samples.bounds, seed=seed
+    )
+    subject, other = _load_models(samples, data, model, checkpoint, reference, reference_checkpoint)
+    folder = out or _default_folder(samples.name, subject.name, resume=resume)
+    _announce(
+        model=subject.name,
+        reference=other.name if other else "none",
+        data=f"{samples.name}, {split} split, n={len(samples)}",
+        threat=f"{norm}, eps {eps or f'{radius:g} (the default for this data and norm)'}",
+        attacks=", ".join(attacks),
+        device=where,
+        out=folder,
+    )
+    try:
+        records = run(
+            subject.model,
+            samples,
+            attacks=attacks,
+            reference=other.model if other else None,
+            bounds=samples.bounds,
+            batch_size=batch_size,
+            device=where,
+            out=folder,
+            resume=resume,
+            seed=seed,
+            progress=True,
+            norm=norm,
+            model_name=subject.name,
+            reference_name=other.name if other else None,
+            command=_command(context),
+        )
+    except KeyboardInterrupt as error:
+        raise Interrupted(_how_to_go_on(folder)) from error
+    _conclude(records, folder)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A model, and how it was asked for."""
+
+    name: str
+    model: nn.Module
+
+
+def _load_data(spec: str, split: str, n_examples: int | None, sampling: str, seed: int) -> Data:
+    """The data, or the part of it that was asked for."""
+    from . import _checks
+    from .data import SAMPLINGS, load_data
+
+    _checks.choice("sampling", sampling, SAMPLINGS)
+    data = load_data(spec, split=split)
+    return data if n_examples is None else data.subset(n_examples, sampling, seed)
+
+
+def _radius(data: Data, norm: str) -> float:
+    """The data's default eps for a norm."""
+    from . import _checks
+
+    return data.default_eps[_checks.choice("norm", norm, data.default_eps)]
+
+
+def _load_models(
+    data: Data,
+    data_spec: str,
+    model: str | None,
+    checkpoint: Path | None,
+    reference: str | None,
+    reference_checkpoint: Path | None,
+) -> tuple[_Named, _Named | None]:
+    """The model, and the reference if there is one."""
+    if model is None:
+        if data_spec != DEFAULT_DATA:
+            fits = f"the default {DEFAULT_MODEL} is for {DEFAULT_DATA}"
+            raise ValueError(f"--model must be given with --data {data_spec}: {fits}")
+        reference = reference or DEFAULT_REFERENCE
+    elif reference is None and reference_checkpoint is not None:
+        raise ValueError("--reference-checkpoint needs --reference, the architecture of these weights")
+    subject = _load_model(model or DEFAULT_MODEL, checkpoint, data)
+    return subject, _load_model(reference, reference_checkpoint, data) if reference else None
+
+
+def _load_model(spec: str, checkpoint: Path | None, data: Data) -> _Named:
+    """A model; a factory may ask for the data's number of classes and channels."""
+    from .models import load_model
+
+    inputs, _ = data.batch([0])
+    classes = None if data.class_names is None else len(data.class_names)
+    model = load_model(spec, checkpoint=checkpoint, num_classes=classes, in_channels=inputs.shape[1])
+    return _Named(spec, model)
+
+
+def _default_folder(data: str, model: str, *, resume: bool) -> Path:
+    """``art-logits-runs/DATA-MODEL``; where it holds a run, numbered from 2, or the last one to resume."""
+    location, colon, factory = model.rpartition(":")
+    short = f"{Path(location).stem}-{factory}" if colon else model
+    base = RUNS / re.sub(r"[^A-Za-z0-9_-]+", "-", f"{data}-{short}")
+    number, folder, last = 1, base, base
+    while folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        number, last = number + 1, folder
+        folder = base.with_name(f"{base.name}-{number}")
+    return last if resume else folder
+
+
+def _announce(**lines: object) -> None:
+    """Say what is going to be run."""
+    for key, value in lines.items():
+        typer.echo(f"{key:<10}{value}")
+
+
+def _command(context: typer.Context) -> str | None:
+    """The command line, for the manifest."""
+    arguments: Sequence[str] | None = context.obj
+    return None if arguments is None else shlex.join(["art-logits", *arguments])
+
+
+def _how_to_go_on(folder: Path) -> str:
+    if not (folder / "manifest.json").exists():
+        return "interrupted before the first part; nothing was written"
+    options = shlex.join(["--resume", "--out", str(folder)])
+    return f"interrupted; finished parts are kept: repeat the command with {options}"
+
+
+def _conclude(records: Records, folder: Path) -> None:
+    """Write the outputs; show the class table, one line, and where the report lies."""
+    from .report import format_class_table, write_outputs
+
+    write_outputs(records, folder)
+    report = records.classwise()
+    passes = records.manifest["passes"]["model"]
+    typer.echo(format_class_table(records))
+    typer.echo(
+        f"clean accuracy {report.clean_accuracy:.1%}, robust accuracy {report.robust_accuracy:.1%}; "
+        f"worst class {report.worst_class.name} at {report.worst_class.robust_accuracy:.1%}, "
+        f"disparity {report.disparity:.1%}; "
+        f"{passes['forwards']} forward and {passes['backwards']} backward passes"
+    )
+    typer.echo(f"report: {folder / 'report.html'}")

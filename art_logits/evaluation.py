@@ -1,0 +1,574 @@
+"""Attack a model on data, and write down what happened to every sample.
+
+The evaluation trusts no attack: whatever one returns, the logits are computed again from the adversarial
+inputs, by the original model in eval mode and without temperature, and ball and bounds are checked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import _checks
+from ._extras import require
+from ._version import __version__
+from .attack import AttackResult, TemperaturePGD
+from .balls import BALLS, get_ball
+from .data import Data, as_data
+from .models import model_hash
+from .prepare import evaluating
+from .presets import parse_attack
+from .records import FORMAT, Records, RecordsWriter, check_attack_name, records_schema
+from .types import Model
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+else:
+    pa = require("pyarrow", extra="evaluate")
+
+__all__ = ["evaluate", "resolve_device"]
+
+#: ``(model, inputs, labels)`` to adversarial inputs, or an :class:`AttackResult`.
+Attack: TypeAlias = Callable[..., Any]
+#: One attack or several, as objects or as specs such as ``"pgd:steps=50"``.
+Attacks: TypeAlias = "Attack | str | Sequence[Attack | str] | Mapping[str, Attack | str]"
+
+PART_SIZE = 512
+"""Samples per part: what an interruption may cost."""
+
+_TOLERANCE = 1e-5  # relative, on the radius; absolute, on the bounds
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: Model,
+    data: object,
+    *,
+    attacks: Attacks,
+    reference: Model | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    sample_ids: Tensor | np.ndarray[Any, Any] | Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 128,
+    device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+    norm: str = "Linf",
+    eps: float | None = None,
+    model_name: str | None = None,
+    reference_name: str | None = None,
+    command: str | None = None,
+) -> Records:
+    """Attack a model, and a reference if there is one, and record every sample.
+
+    All samples are attacked by all attacks, 512 at a time; each finished part is written before the next
+    one starts. The models come back as they were, also after an exception.
+
+    Args:
+        model: maps inputs ``(N, ...)`` in the bounds to logits ``(N, C)``; an ``nn.Module``, or a callable.
+        data: a :class:`~art_logits.data.Data`, ``(inputs, labels)``, a map-style dataset of
+            ``(input, label)``, or a DataLoader over one.
+        attacks: one attack or several, named by a mapping or by themselves. An attack is a
+            :class:`~art_logits.attack.TemperaturePGD`, a spec for
+            :func:`~art_logits.presets.parse_attack`, or a callable ``(model, inputs, labels)`` that returns
+            adversarial inputs or an :class:`~art_logits.attack.AttackResult`.
+        reference: a second model with the same classes, attacked in its own right on the same samples.
+        bounds: limits of the inputs.
+        sample_ids: ``(N,)`` distinct integers; default the data's own.
+        class_names: ``C`` names; default the data's, or ``"0"`` to ``"C-1"``.
+        batch_size: samples in one pass of the model; changes speed and memory, not results.
+        device: where to run, ``"auto"`` for a GPU if there is one; default where the models are.
+        out: folder to write to, see :class:`~art_logits.records.RecordsWriter`; default none.
+        resume: continue the same run in ``out``.
+        seed: of the random starts of attacks given as specs.
+        progress: show a progress bar, in samples times attacks, on stderr.
+        norm: of attacks given as specs; also the norm of ``distance`` for a callable that has no ``norm``.
+        eps: radius of attacks given as specs; default the data's for that norm.
+        model_name: for the manifest; default the model's class.
+        reference_name: for the manifest; default the reference's class.
+        command: for the manifest: how this run was started.
+
+    Returns:
+        The records, one row per sample in the order of the data.
+
+    Raises:
+        ValueError: for wrong or mismatched arguments, a model whose outputs are no finite logits ``(N, C)``,
+            labels outside them, an attack whose inputs leave its ball or the bounds, or a run in ``out``
+            that differs.
+        TypeError: for arguments, outputs or adversarial inputs of a wrong type.
+        FileExistsError: if ``out`` holds something else, or a run and ``resume`` is false.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    >>> images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    >>> records = evaluate(net, (images, labels), attacks=TemperaturePGD(eps=0.1, steps=3))
+    >>> len(records), records.attacks
+    (6, ['temperature-pgd'])
+    """
+    if resume and out is None:
+        raise ValueError("resume needs out, the folder of the run to continue")
+    _checks.integer("batch_size", batch_size, at_least=1)
+    _checks.choice("norm", norm, BALLS)
+    samples = _samples(data, bounds, sample_ids)
+    radius = samples.default_eps.get(norm) if eps is None else eps
+    named = _named_attacks(attacks, norm=norm, eps=radius, bounds=samples.bounds, seed=seed)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        subjects = [_Subject("", model, "model")]
+        if reference is not None:
+            subjects.append(_Subject("reference.", reference, "reference"))
+        stack.enter_context(_placed([s.model for s in subjects], device))
+        stack.enter_context(evaluating(*(s.model for s in subjects)))
+        run = _Run(samples, subjects, named, batch_size, norm, _count_classes(subjects, samples))
+        names = (model_name, reference_name)
+        manifest = {
+            "format": FORMAT,
+            "identity": _identity(run, names, _class_names(class_names, run), seed),
+            "versions": _versions(),
+            "command": command,
+        }
+        writer = None if out is None else RecordsWriter(Path(out), manifest, resume=resume)
+        return _collect(run, writer, manifest, progress)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that exists: ``"auto"`` is a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: if the name is none of torch's, or the machine has no such device.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device must be auto, cpu or a GPU that is there, got {device!r}: {reason}"
+        ) from error
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Before the first attack: everything that can be wrong with the arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """A model under attack, and the prefix of its columns."""
+
+    prefix: str
+    model: Model
+    role: str
+
+    def home(self) -> tuple[torch.device, torch.dtype]:
+        """Where the model wants its inputs, and as what: float64 for a float64 model, else float32."""
+        tensors = (
+            [*self.model.parameters(), *self.model.buffers()] if isinstance(self.model, nn.Module) else []
+        )
+        device = tensors[0].device if tensors else torch.device("cpu")
+        floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+        return device, torch.float64 if torch.float64 in floating else torch.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """All that the attacks of one evaluation share."""
+
+    data: Data
+    subjects: list[_Subject]
+    attacks: dict[str, Attack]
+    batch_size: int
+    norm: str
+    classes: int
+
+    @property
+    def parts(self) -> list[slice]:
+        """Rows of each part."""
+        return [slice(i, min(i + PART_SIZE, len(self.data))) for i in range(0, len(self.data), PART_SIZE)]
+
+
+def _samples(data: object, bounds: tuple[float, float], ids: Any) -> Data:
+    """The data, under the caller's ids if there are any."""
+    samples = as_data(data, bounds=bounds)
+    if samples.bounds != tuple(bounds):
+        raise ValueError(f"bounds must be those of the data, {samples.bounds}, got {tuple(bounds)}")
+    return samples if ids is None else samples.with_ids(ids)
+
+
+def _named_attacks(attacks: Attacks, **defaults: Any) -> dict[str, Attack]:
+    """Attacks by the names that their columns will have."""
+    if isinstance(attacks, Mapping):
+        pairs = [(name, _one_attack(attack, **defaults)[1]) for name, attack in attacks.items()]
+    else:
+        several = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
+        pairs = [_one_attack(attack, **defaults) for attack in several]
+    if not pairs:
+        raise ValueError("attacks must hold at least one attack, got none")
+    named: dict[str, Attack] = {}
+    for name, attack in pairs:
+        named[_free_name(check_attack_name(name), named)] = attack
+    return named
+
+
+def _one_attack(attack: object, **defaults: Any) -> tuple[str, Attack]:
+    """An attack and its own name."""
+    if isinstance(attack, str):
+        if defaults["eps"] is None:
+            raise ValueError(f"eps must be given: the data has no default for {defaults['norm']}")
+        return parse_attack(attack, **defaults)
+    if isinstance(attack, TemperaturePGD):
+        if attack.targeted:
+            raise ValueError("attacks must be untargeted: an evaluation has no targets")
+        return "temperature-pgd", attack
+    if not callable(attack):
+        raise TypeError(
+            "attacks must be TemperaturePGD objects, specs such as 'pgd', or callables "
+            f"(model, inputs, labels), got {type(attack).__name__}"
+        )
+    return _qualified_name(attack).rpartition(".")[2].strip("<>"), attack
+
+
+def _free_name(name: str, taken: Mapping[str, object]) -> str:
+    """The name, or where it is taken with the first free number from 2."""
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def _qualified_name(thing: object) -> str:
+    return str(getattr(thing, "__qualname__", type(thing).__qualname__))
+
+
+@contextmanager
+def _placed(models: Sequence[Model], device: str | torch.device | None) -> Iterator[None]:
+    """Move models to a device, and back afterwards; None leaves them where they are."""
+    if device is None:
+        yield
+        return
+    target = resolve_device(device)
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    homes = [next((t.device for t in (*m.parameters(), *m.buffers())), target) for m in modules]
+    try:
+        for module in modules:
+            module.to(target)
+        yield
+    finally:
+        for module, home in zip(modules, homes, strict=True):
+            module.to(home)
+
+
+def _count_classes(subjects: Sequence[_Subject], data: Data) -> int:
+    """Number of classes, from one small forward pass of each model, which must fit data and labels."""
+    counts = []
+    for subject in subjects:
+        # Two samples: a model that squeezes a batch of one would be refused for nothing.
+        inputs, _ = data.batch(slice(0, 2))
+        try:
+            logits = _logits(subject, inputs, len(inputs))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{subject.role} fails on inputs of shape {tuple(inputs.shape)}: {str(error).splitlines()[0]}"
+            ) from error
+        counts.append(logits.shape[1])
+    if len(set(counts)) > 1:
+        raise ValueError(f"reference must have the model's {counts[0]} classes, got {counts[1]}")
+    _checks.in_range("labels", data.labels, counts[0])
+    return counts[0]
+
+
+def _class_names(given: Sequence[str] | None, run: _Run) -> list[str]:
+    """The caller's names, the data's, or numbers."""
+    names = run.data.class_names if given is None else given
+    if names is None:
+        return [str(index) for index in range(run.classes)]
+    if len(names) != run.classes:
+        raise ValueError(
+            f"class_names must name the model's {run.classes} classes, got {len(names)} names"
+            + (" from the data" if given is None else "")
+        )
+    return [str(name) for name in names]
+
+
+def _identity(
+    run: _Run, names: Sequence[str | None], class_names: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Everything that decides the result, and is compared on resume."""
+    described = [
+        {"name": name or _qualified_name(subject.model), "hash": model_hash(subject.model)}
+        for subject, name in zip(run.subjects, names, strict=False)
+    ]
+    return {
+        "model": described[0],
+        "reference": described[1] if len(described) > 1 else None,
+        "data": {"name": run.data.name, "hash": run.data.fingerprint(), "n": len(run.data)},
+        "class_names": list(class_names),
+        "attacks": {name: _config(attack) for name, attack in run.attacks.items()},
+        "bounds": list(run.data.bounds),
+        "norm": run.norm,
+        "seed": seed,
+        "part_size": PART_SIZE,
+    }
+
+
+def _config(attack: Attack) -> dict[str, Any]:
+    """What an attack says of itself."""
+    if isinstance(attack, TemperaturePGD):
+        return attack.config()
+    return {"callable": f"{getattr(attack, '__module__', '')}.{_qualified_name(attack)}"}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "art_logits": __version__,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The run
+
+
+def _collect(run: _Run, writer: RecordsWriter | None, manifest: dict[str, Any], progress: bool) -> Records:
+    """Evaluate the parts that are not finished, and bring all of them together."""
+    finished = set() if writer is None else writer.finished_parts
+    tables = []
+    each = len(run.attacks) * len(run.subjects)
+    done = sum(rows.stop - rows.start for i, rows in enumerate(run.parts) if i in finished)
+    with tqdm(total=len(run.data) * each, initial=done * each, unit="attack", disable=not progress) as bar:
+        for part, rows in enumerate(run.parts):
+            if part in finished:
+                continue
+            table = _evaluate_part(run, rows, bar)
+            if writer is None:
+                tables.append(table)
+            else:
+                writer.write(part, table)
+    if writer is None:
+        records = Records.from_parts(tables)
+        return Records(records.table, {**manifest, "passes": _passes(records, run), "complete": True})
+    return writer.finish(_passes(Records.load(writer.out, partial=True), run))
+
+
+def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
+    """Samples through each model: those of the attacks, one clean and one to verify each attack."""
+    passes = {}
+    for subject in run.subjects:
+        total = {"forwards": len(run.data) * (1 + len(run.attacks)), "backwards": 0}
+        for name in run.attacks:
+            for kind in total:
+                total[kind] += int(records.table[f"{subject.prefix}{name}.{kind}"].to_numpy().sum())
+        passes[subject.role] = total
+    return passes
+
+
+def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> pa.Table:
+    """All attacks on all models, on one part of the data."""
+    inputs, labels = run.data.batch(rows)
+    ids = run.data.ids[rows]
+    columns: dict[str, Any] = {"sample_id": pa.array(ids.numpy()), "label": pa.array(labels.numpy())}
+    for subject in run.subjects:
+        clean = _logits(subject, inputs, run.batch_size, run.classes)
+        columns[f"{subject.prefix}clean_prediction"] = pa.array(clean.argmax(dim=1).numpy())
+        columns[f"{subject.prefix}clean_logits"] = _vectors(clean)
+        for name, attack in run.attacks.items():
+            bar.set_postfix_str(f"{subject.role} {name}", refresh=True)
+            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids))
+            columns.update({f"{subject.prefix}{name}.{key}": value for key, value in outcome.items()})
+            bar.update(len(labels))
+    schema = records_schema(list(run.attacks), run.classes, reference=len(run.subjects) > 1)
+    return pa.table({field.name: columns[field.name].cast(field.type) for field in schema}, schema=schema)
+
+
+def _rows_of(attack: Attack, rows: slice) -> Attack:
+    """The attack on these rows: one eps per sample is cut to them."""
+    if isinstance(attack, TemperaturePGD) and isinstance(attack.eps, Tensor) and attack.eps.ndim:
+        return dataclasses.replace(attack, eps=attack.eps[rows])
+    return attack
+
+
+def _attack(
+    run: _Run, subject: _Subject, name: str, attack: Attack, part: tuple[Tensor, Tensor, Tensor]
+) -> dict[str, Any]:
+    """Run one attack, check what it returns, and compute its columns."""
+    inputs, labels, _ = part
+    found = _attacked(run, subject, name, attack, part)
+    distance = _checked_distance(attack, name, inputs, found.adv_inputs, run)
+    logits = _logits(subject, found.adv_inputs, run.batch_size, run.classes)
+    prediction = logits.argmax(dim=1)
+    return {
+        "prediction": pa.array(prediction.numpy()),
+        "success": pa.array((prediction != labels).numpy()),
+        "distance": pa.array(distance.float().numpy()),
+        "logits": _vectors(logits),
+        "forwards": pa.array(found.forwards.numpy()),
+        "backwards": pa.array(found.backwards.numpy()),
+        "zero_gradients": pa.array(found.zero_gradients.numpy()),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What is taken from an attack: its inputs and its costs; everything else is computed again."""
+
+    adv_inputs: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    zero_gradients: Tensor
+
+
+def _attacked(
+    run: _Run, subject: _Subject, name: str, attack: Attack, part: tuple[Tensor, Tensor, Tensor]
+) -> _Found:
+    """Call an attack on a part, in batches where it does not make its own."""
+    device, dtype = subject.home()
+    inputs, labels, ids = part[0].to(device, dtype), part[1].to(device), part[2]
+    if isinstance(attack, TemperaturePGD):
+        result = attack(subject.model, inputs, labels, ids, batch_size=run.batch_size)
+        return _from_result(result)
+    chunks = zip(torch.split(inputs, run.batch_size), torch.split(labels, run.batch_size), strict=True)
+    found = [_call(subject, name, attack, x, y) for x, y in chunks]
+    return _Found(*(torch.cat(pieces) for pieces in zip(*map(_columns, found), strict=True)))
+
+
+def _columns(found: _Found) -> tuple[Tensor, ...]:
+    return found.adv_inputs, found.forwards, found.backwards, found.zero_gradients
+
+
+def _from_result(result: AttackResult) -> _Found:
+    zeros = getattr(result, "zero_gradients", torch.zeros_like(result.forwards))
+    return _Found(result.adv_inputs.cpu(), result.forwards.cpu(), result.backwards.cpu(), zeros.cpu())
+
+
+def _call(subject: _Subject, name: str, attack: Attack, inputs: Tensor, labels: Tensor) -> _Found:
+    """Call someone else's attack on one batch, counting what it asks of the model."""
+    counted = _Counted(subject.model).eval()
+    # Copies: nothing keeps an attack from working in place.
+    with torch.enable_grad():
+        result = attack(counted, inputs.clone(), labels.clone())
+    if isinstance(result, AttackResult):
+        _check_shape(name, result.adv_inputs, inputs)
+        return _from_result(result)
+    _check_shape(name, result, inputs)
+    zeros = torch.zeros(len(inputs), dtype=torch.int64)
+    forwards, backwards = (_spread(total, len(inputs)) for total in (counted.forwards, counted.backwards))
+    return _Found(result.detach().cpu(), forwards, backwards, zeros)
+
+
+def _check_shape(name: str, adv_inputs: object, inputs: Tensor) -> None:
+    if not isinstance(adv_inputs, Tensor) or not adv_inputs.is_floating_point():
+        kind = adv_inputs.dtype if isinstance(adv_inputs, Tensor) else type(adv_inputs).__name__
+        raise TypeError(
+            f"attack {name!r} must return adversarial inputs as a floating-point tensor or an AttackResult, "
+            f"got {kind}"
+        )
+    if adv_inputs.shape != inputs.shape:
+        raise ValueError(
+            f"attack {name!r} must return inputs of shape {tuple(inputs.shape)}, "
+            f"got {tuple(adv_inputs.shape)}"
+        )
+
+
+def _spread(total: int, count: int) -> Tensor:
+    """Share a batch's passes among its samples, so that the sum stays right."""
+    shares = torch.full((count,), total // count)
+    shares[: total % count] += 1
+    return shares
+
+
+class _Counted(nn.Module):
+    """The model as someone else's attack sees it: counts the samples that go forward and backward."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = 0
+        self.backwards = 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = self.model(inputs)
+        self.forwards += len(inputs)
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.backwards += len(grad)
+
+
+def _checked_distance(attack: Attack, name: str, inputs: Tensor, adv_inputs: Tensor, run: _Run) -> Tensor:
+    """Norm of each perturbation, after a check of bounds and ball."""
+    lower, upper = run.data.bounds
+    adversarial = adv_inputs.double()
+    if not bool(adversarial.isfinite().all()):
+        raise ValueError(f"attack {name!r} must return finite inputs, got NaN or infinity")
+    low, high = float(adversarial.min()), float(adversarial.max())
+    if low < lower - _TOLERANCE or high > upper + _TOLERANCE:
+        raise ValueError(
+            f"attack {name!r} must keep to the bounds [{lower:g}, {upper:g}], got [{low:g}, {high:g}]"
+        )
+    norm = getattr(attack, "norm", None)
+    declared = isinstance(norm, str) and norm in BALLS
+    ball = get_ball(norm if declared else run.norm)
+    distance = ball.norm(adversarial - inputs.double())
+    eps = getattr(attack, "eps", None)
+    if declared and (_checks.is_number(eps) or isinstance(eps, Tensor)):
+        # Adding a perturbation to an input rounds every pixel, by up to half a unit of its last place.
+        rounding = torch.full_like(inputs[:1].double(), max(abs(lower), abs(upper)) * 2.0**-24)
+        limit = torch.as_tensor(eps).cpu().double() * (1 + _TOLERANCE) + ball.norm(rounding)
+        excess = distance - limit
+        if bool((excess > 0).any()):
+            worst = int(excess.argmax())
+            radius = float(torch.as_tensor(eps).cpu().double().expand(len(distance))[worst])
+            raise ValueError(
+                f"attack {name!r} must stay in its {norm} ball of radius {radius:g}, "
+                f"got a perturbation of {float(distance[worst]):g}"
+            )
+    return distance
+
+
+def _logits(subject: _Subject, inputs: Tensor, batch_size: int, classes: int | None = None) -> Tensor:
+    """Logits ``(N, C)`` of the model as it is, float32 on the CPU; finite, and of one width."""
+    device, dtype = subject.home()
+    rows = []
+    # An attack may have switched modes: what is reported is always the model in eval mode.
+    with torch.no_grad(), evaluating(subject.model):
+        for batch in torch.split(inputs, batch_size):
+            logits = _checks.logits(subject.model(batch.to(device, dtype)), len(batch)).float().cpu()
+            if not bool(logits.isfinite().all()):
+                raise ValueError(f"{subject.role} must return finite logits, got NaN or infinity")
+            if classes not in (None, logits.shape[1]):
+                raise ValueError(f"{subject.role} must return {classes} logits, got {logits.shape[1]}")
+            rows.append(logits)
+    return torch.cat(rows)
+
+
+def _vectors(logits: Tensor) -> pa.FixedSizeListArray:
+    """Logits ``(N, C)`` as a column of vectors."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1).numpy()), logits.shape[1])

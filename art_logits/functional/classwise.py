@@ -1,0 +1,276 @@
+"""Outcomes class by class: accuracy, intervals, worst class, disparity, confusion, paired tests.
+
+Every function is pure and takes arrays or tensors. A class without samples has no accuracy: it is NaN, with
+its support of 0 beside it, and neither the worst class nor the disparity counts it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from art_logits._extras import require
+
+if TYPE_CHECKING:
+    from scipy import stats
+    from torchmetrics.functional import classification
+else:
+    stats = require("scipy.stats", extra="evaluate")
+    classification = require("torchmetrics.functional.classification", extra="evaluate")
+
+Floats = NDArray[np.float64]
+
+
+class ClassCounts(NamedTuple):
+    """Per class, how many samples there are and how many of them count as right.
+
+    Attributes:
+        hits: ``(C,)`` int64, right ones.
+        support: ``(C,)`` int64, all.
+    """
+
+    hits: NDArray[np.int64]
+    support: NDArray[np.int64]
+
+
+def class_counts(hits: ArrayLike | Tensor, labels: ArrayLike | Tensor, num_classes: int) -> ClassCounts:
+    """Count the samples of every class and those among them that count as right.
+
+    Args:
+        hits: ``(N,)`` bool, whether a sample counts as right (correct, or robust).
+        labels: ``(N,)``, integers in ``[0, C)``.
+        num_classes: ``C``, at least 2.
+
+    Returns:
+        Both counts per class.
+
+    Raises:
+        ValueError: ``hits`` is not boolean, the lengths differ, a label is outside ``[0, C)``, or ``C < 2``.
+
+    >>> class_counts([True, False, True], [0, 0, 2], num_classes=3)
+    ClassCounts(hits=array([1, 0, 1]), support=array([2, 0, 1]))
+    """
+    target = _labels("labels", labels, num_classes)
+    mask = _tensor(hits)
+    if mask.dtype != torch.bool or mask.shape != target.shape:
+        raise ValueError(
+            f"hits: expected {len(target)} booleans, one per label, "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
+    if not len(target):
+        # torchmetrics cannot reshape nothing.
+        return ClassCounts(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
+    # A miss counts as "another class"; which one does not matter to the hits of the label's class.
+    predictions = torch.where(mask, target, (target + 1) % num_classes)
+    scores = classification.multiclass_stat_scores(
+        predictions, target, num_classes, average=None, validate_args=False
+    ).numpy()
+    return ClassCounts(hits=scores[:, 0], support=scores[:, 4])
+
+
+def class_accuracy(hits: ArrayLike | Tensor, labels: ArrayLike | Tensor, num_classes: int) -> Floats:
+    """Share of right samples in every class.
+
+    Args:
+        hits: ``(N,)`` bool, whether a sample counts as right (correct, or robust).
+        labels: ``(N,)``, integers in ``[0, C)``.
+        num_classes: ``C``, at least 2.
+
+    Returns:
+        ``(C,)`` in ``[0, 1]``; NaN for a class without samples.
+
+    Raises:
+        ValueError: as :func:`class_counts`.
+
+    >>> class_accuracy([True, False, True], [0, 0, 2], num_classes=3)
+    array([0.5, nan, 1. ])
+    """
+    return ratio(*class_counts(hits, labels, num_classes))
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
+    """Elementwise quotient, NaN (without a warning) where the denominator is 0.
+
+    Args:
+        numerator: ``(...)``.
+        denominator: ``(...)``, of a shape that broadcasts.
+
+    Returns:
+        ``(...)`` float64.
+
+    >>> ratio([1, 0], [2, 0])
+    array([0.5, nan])
+    """
+    top, bottom = np.broadcast_arrays(
+        np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    )
+    quotient: Floats = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+    return quotient
+
+
+def wilson_interval(hits: ArrayLike, support: ArrayLike, *, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Wilson score interval of a proportion, elementwise.
+
+    With ``p = hits / support``, ``n = support`` and ``z`` the normal quantile of ``(1 + level) / 2``, the
+    ends are ``(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`` (Wilson 1927): unlike
+    the normal approximation it stays in ``[0, 1]`` and has a width at 0 and 1. Equal to
+    ``scipy.stats.binomtest(...).proportion_ci(method="wilson")``, without the test that comes with it.
+
+    Args:
+        hits: ``(...)``, from 0 to ``support``.
+        support: ``(...)``, numbers of samples.
+        level: coverage, in ``(0, 1)``.
+
+    Returns:
+        Lower and upper ends, ``(...)`` each, in ``[0, 1]``; NaN where the support is 0.
+
+    Raises:
+        ValueError: ``level`` is outside ``(0, 1)``, or ``hits`` outside ``[0, support]``.
+
+    >>> low, high = wilson_interval(5, 10)
+    >>> round(float(low), 3), round(float(high), 3)
+    (0.237, 0.763)
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+    count, total = np.asarray(hits, dtype=np.float64), np.asarray(support, dtype=np.float64)
+    if np.any(count < 0) or np.any(count > total):
+        raise ValueError("hits: expected counts from 0 to support, got some outside")
+    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+    share = ratio(count, total)
+    centre = ratio(count + z2 / 2, total + z2)
+    spread = np.sqrt(z2 * (share * (1 - share) * total + z2 / 4)) / (total + z2)
+    centre = np.where(total > 0, centre, np.nan)
+    # At 0 and 1 the ends are exact; rounding must not push them past.
+    low = np.where(count == 0, np.where(total > 0, 0.0, np.nan), centre - spread)
+    high = np.where(count == total, np.where(total > 0, 1.0, np.nan), centre + spread)
+    return low, high
+
+
+def worst_class(values: ArrayLike) -> int | None:
+    """Index of the smallest value, the first of several.
+
+    Args:
+        values: ``(C,)``, such as robust accuracies; NaN for a class without samples.
+
+    Returns:
+        The index, or None where all are NaN.
+
+    >>> worst_class([0.5, float("nan"), 0.2, 0.2])
+    2
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return None if np.isnan(array).all() else int(np.nanargmin(array))
+
+
+def disparity(values: ArrayLike) -> float:
+    """Best minus worst value.
+
+    Args:
+        values: ``(C,)``, such as robust accuracies; NaN for a class without samples.
+
+    Returns:
+        The difference, never negative; NaN where all are NaN.
+
+    >>> disparity([0.5, float("nan"), 0.25])
+    0.25
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return float("nan") if np.isnan(array).all() else float(np.nanmax(array) - np.nanmin(array))
+
+
+def confusion(
+    sources: ArrayLike | Tensor, predictions: ArrayLike | Tensor, num_classes: int
+) -> NDArray[np.int64]:
+    """Count who is taken for whom.
+
+    Args:
+        sources: ``(N,)``, integers in ``[0, C)``: the labels, or the clean predictions.
+        predictions: ``(N,)``, integers in ``[0, C)``: the predictions under the attack.
+        num_classes: ``C``, at least 2.
+
+    Returns:
+        ``(C, C)``: row source, column prediction.
+
+    Raises:
+        ValueError: the lengths differ, an index is outside ``[0, C)``, or ``C < 2``.
+
+    >>> confusion([0, 0, 1], [0, 1, 1], num_classes=2)
+    array([[1, 1],
+           [0, 1]])
+    """
+    rows = _labels("sources", sources, num_classes)
+    columns = _labels("predictions", predictions, num_classes)
+    if rows.shape != columns.shape:
+        raise ValueError(f"predictions: expected {len(rows)}, one per source, got {len(columns)}")
+    matrix: NDArray[np.int64] = classification.multiclass_confusion_matrix(
+        columns, rows, num_classes, validate_args=False
+    ).numpy()
+    return matrix
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact McNemar test: are two models right equally often, on the same samples?
+
+    Args:
+        only_a: samples that only the first gets right.
+        only_b: samples that only the second gets right.
+
+    Returns:
+        The p value, in ``(0, 1]``; 1 where they never disagree.
+
+    >>> mcnemar(0, 5)
+    0.0625
+    """
+    disagreements = only_a + only_b
+    if disagreements == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, disagreements, 0.5).pvalue)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's step-down correction of several tests (controls the family-wise error; Holm 1979).
+
+    Args:
+        p_values: ``(K,)`` in ``[0, 1]``; NaN for a test that was not made, which does not count.
+
+    Returns:
+        ``(K,)`` adjusted p values in ``[0, 1]``, NaN where they were.
+
+    >>> holm([0.01, 0.04, float("nan")])
+    array([0.02, 0.04,  nan])
+    """
+    array = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(array, kind="stable")[: int((~np.isnan(array)).sum())]
+    factors = np.arange(len(order), 0, -1)
+    adjusted = np.full(array.shape, np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(array[order] * factors), 1.0)
+    return adjusted
+
+
+def _tensor(values: ArrayLike | Tensor) -> Tensor:
+    # A copy, because arrays read from records are read-only, which torch does not know.
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def _labels(name: str, values: ArrayLike | Tensor, num_classes: int) -> Tensor:
+    """Integers in ``[0, C)`` as ``(N,)`` int64."""
+    if num_classes < 2:
+        raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
+    tensor = _tensor(values)
+    if tensor.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    whole: Any = not tensor.is_floating_point() and tensor.dtype != torch.bool
+    if not whole or tensor.ndim != 1:
+        raise ValueError(
+            f"{name}: expected integers of shape (N,), got {tensor.dtype} of {tuple(tensor.shape)}"
+        )
+    if tensor.min() < 0 or tensor.max() >= num_classes:
+        raise ValueError(
+            f"{name}: expected integers in [0, {num_classes}), got {int(tensor.min())} to {int(tensor.max())}"
+        )
+    return tensor.long()

@@ -1,0 +1,669 @@
+"""One row per sample: what every analysis and report is made from, in memory and on disk.
+
+On disk a run is a folder::
+
+    DIR/manifest.json               what was run ("identity"), with which versions, at what cost
+    DIR/records/part-00000.parquet  rows, in the order of the parts
+    DIR/records/part-00001.parquet
+
+Every file is written under a temporary name in its own folder, flushed to the disk and renamed, so a
+reader sees a whole file or none, and an interrupted run keeps the parts it finished.
+
+Columns, for ``C`` classes: ``sample_id``, ``label``, ``clean_prediction`` (int64) and ``clean_logits``
+(``C`` float32); for each attack ``A``: ``A.prediction`` (int64), ``A.success`` (bool), ``A.distance``
+(float32, in the attack's norm), ``A.logits`` (``C`` float32), ``A.forwards``, ``A.backwards`` and
+``A.zero_gradients`` (int32); with a reference model all but the first two again, prefixed ``reference.``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from art_logits._extras import require
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from art_logits.analysis import ClasswiseReport, LogitReport
+else:
+    pa = require("pyarrow", extra="evaluate")
+    pq = require("pyarrow.parquet", extra="evaluate")
+
+__all__ = ["FORMAT", "Records", "RecordsWriter", "check_attack_name", "records_schema", "write_atomically"]
+
+FORMAT = 1
+"""Version of the layout on disk; a reader refuses every other."""
+
+ModelName = Literal["model", "reference"]
+
+_MANIFEST = "manifest.json"
+_FOLDER = "records"
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_RESERVED = ("reference", "clean")
+_DEFAULT_PART_SIZE = 512
+
+_log = logging.getLogger(__name__)
+
+
+def check_attack_name(name: str) -> str:
+    """Return ``name`` if it can name an attack's columns.
+
+    Args:
+        name: printable characters without a dot, which separates an attack from its columns.
+
+    Returns:
+        ``name`` unchanged.
+
+    Raises:
+        ValueError: a dot, an unprintable character, an empty name, or one of the reserved ``reference`` and
+            ``clean``.
+
+    >>> check_attack_name("pgd:steps=50")
+    'pgd:steps=50'
+    """
+    if not name or name in _RESERVED or "." in name or not name.isprintable():
+        raise ValueError(
+            f"attack name: expected printable characters without a dot, other than "
+            f"{' and '.join(_RESERVED)}, got {name!r}; rename the attack"
+        )
+    return name
+
+
+def records_schema(attacks: Sequence[str], num_classes: int, *, reference: bool = False) -> pa.Schema:
+    """Columns and types of the records of a run.
+
+    Args:
+        attacks: names of the attacks, in order.
+        num_classes: ``C``, the length of every logit vector.
+        reference: whether a reference model was attacked too.
+
+    Returns:
+        The ``pyarrow.Schema``, in the order of the columns on disk.
+
+    Raises:
+        ValueError: an attack's name cannot name columns.
+
+    >>> records_schema(["pgd"], 10).names[:5]
+    ['sample_id', 'label', 'clean_prediction', 'clean_logits', 'pgd.prediction']
+    """
+    logits = pa.list_(pa.float32(), num_classes)
+    fields = [("sample_id", pa.int64()), ("label", pa.int64())]
+    for prefix in ("", "reference.") if reference else ("",):
+        fields += [(f"{prefix}clean_prediction", pa.int64()), (f"{prefix}clean_logits", logits)]
+        for attack in attacks:
+            name = prefix + check_attack_name(attack)
+            fields += [
+                (f"{name}.prediction", pa.int64()),
+                (f"{name}.success", pa.bool_()),
+                (f"{name}.distance", pa.float32()),
+                (f"{name}.logits", logits),
+                (f"{name}.forwards", pa.int32()),
+                (f"{name}.backwards", pa.int32()),
+                (f"{name}.zero_gradients", pa.int32()),
+            ]
+    return pa.schema(fields)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Args:
+        path: the file; an existing one is replaced.
+        data: its content.
+
+    Raises:
+        OSError: the folder is missing, is not writable, or the disk is full; the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            # Without it a power cut can leave the new name on an empty file.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Records:
+    """One row per sample of an evaluation, and the manifest that says how it came about.
+
+    Args:
+        table: a ``pyarrow.Table`` with the columns of :func:`records_schema`; further columns are kept.
+        manifest: what was run; ``identity.class_names`` and the hashes in it are read here and in analysis.
+
+    Raises:
+        ValueError: no rows, a column that is missing, null or of another type, an attack's name that cannot
+            be one, labels outside ``[0, C)``, or class names that are not ``C``.
+    """
+
+    def __init__(self, table: pa.Table, manifest: Mapping[str, Any] | None = None) -> None:
+        _check_table(table)
+        self.table = table
+        self.manifest: dict[str, Any] = dict(manifest or {})
+        names = self._identity.get("class_names")
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(
+                f"manifest: expected {self.num_classes} identity.class_names, one per logit, got {len(names)}"
+            )
+
+    @classmethod
+    def from_parts(cls, tables: Iterable[pa.Table], manifest: Mapping[str, Any] | None = None) -> Records:
+        """Concatenate parts in memory.
+
+        Args:
+            tables: tables of one schema, in the order of their rows.
+            manifest: as for the class.
+
+        Returns:
+            The records of all parts.
+
+        Raises:
+            ValueError: there are no parts, their columns differ, or the class refuses the result.
+        """
+        parts = list(tables)
+        if not parts:
+            raise ValueError("tables: expected at least one part, got none; evaluate at least one sample")
+        for index, part in enumerate(parts):
+            if part.schema != parts[0].schema:
+                difference = set(part.schema) ^ set(parts[0].schema)
+                columns = sorted({field.name for field in difference}) or "their order"
+                raise ValueError(
+                    f"tables: expected parts of one schema, but part {index} differs in {columns}"
+                )
+        return cls(pa.concat_tables(parts), manifest)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, partial: bool = False) -> Records:
+        """Read a run from its folder; needs neither the model nor the data.
+
+        Args:
+            directory: the folder that holds ``manifest.json`` and ``records/``.
+            partial: also read a run that was interrupted, as far as it got.
+
+        Returns:
+            The records, ordered by part.
+
+        Raises:
+            FileNotFoundError: there is no run in ``directory``.
+            ValueError: the manifest is of another format or no JSON, the run is interrupted (and ``partial``
+                is false), or parts are missing, corrupt or inconsistent.
+        """
+        folder = Path(directory)
+        manifest = _read_manifest(folder)
+        parts = _finished_parts(folder)
+        if not manifest.get("complete") and not partial:
+            raise ValueError(
+                f"{folder} holds an interrupted run ({len(parts)} finished parts): continue it with "
+                "--resume, or read what is there with Records.load(..., partial=True)"
+            )
+        if not partial:
+            _check_contiguous(folder, parts)
+        if not parts:
+            raise ValueError(f"{folder / _FOLDER} holds no finished part; run the evaluation again")
+        records = cls.from_parts((_read_part(folder, part) for part in sorted(parts)), manifest)
+        if not partial:
+            _check_rows(folder, records)
+        return records
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the records as a run's folder, which :meth:`load` reads.
+
+        Args:
+            directory: a folder that is empty or does not exist yet.
+
+        Raises:
+            FileExistsError: ``directory`` holds something already.
+        """
+        writer = RecordsWriter(Path(directory), self.manifest, resume=False)
+        size = self._identity.get("part_size") or _DEFAULT_PART_SIZE
+        for part, start in enumerate(range(0, len(self), size)):
+            writer.write(part, self.table.slice(start, size))
+        writer.finish(self.manifest.get("passes", {}))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        models = [str(_dig(self._identity, "model", "name") or "model")]
+        if self.has_reference:
+            models.append(f"reference {_dig(self._identity, 'reference', 'name') or 'model'}")
+        data = _dig(self._identity, "data", "name") or "data"
+        attacks = ", ".join(self.attacks) or "no attack"
+        return f"Records({len(self)} x {data}, {self.num_classes} classes; {' vs '.join(models)}; {attacks})"
+
+    @property
+    def attacks(self) -> list[str]:
+        """Names of the attacks, in the order in which they ran."""
+        return _attack_names(self.table.column_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the ``C`` classes; their indices as text where the manifest names none."""
+        names = self._identity.get("class_names")
+        return [str(name) for name in (range(self.num_classes) if names is None else names)]
+
+    @property
+    def num_classes(self) -> int:
+        """``C``, the length of every logit vector."""
+        return int(self.table.schema.field("clean_logits").type.list_size)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a reference model was attacked too."""
+        return "reference.clean_logits" in self.table.column_names
+
+    @property
+    def data_hash(self) -> str | None:
+        """Hash of the data that was evaluated, where the manifest states one."""
+        value = _dig(self._identity, "data", "hash")
+        return None if value is None else str(value)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column as an array; for one part without a copy, hence read-only.
+
+        Args:
+            name: such as ``label``, ``pgd.success`` or ``reference.pgd.logits``.
+
+        Returns:
+            ``(N,)`` in the column's type; ``(N, C)`` float32 for logits.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        if name not in self.table.column_names:
+            raise KeyError(f"name: no column {name!r}; there are {', '.join(self.table.column_names)}")
+        column = self.table.column(name)
+        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if pa.types.is_fixed_size_list(array.type):
+            flat: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=False)
+            return flat.reshape(len(self), array.type.list_size)
+        values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+        return values
+
+    def correct(self, model: ModelName = "model") -> NDArray[np.bool_]:
+        """Which samples the model gets right without an attack.
+
+        Args:
+            model: ``"model"`` or ``"reference"``.
+
+        Returns:
+            ``(N,)``.
+
+        Raises:
+            ValueError: ``model`` is neither, or there is no reference.
+        """
+        right: NDArray[np.bool_] = self.column(f"{self.prefix(model)}clean_prediction") == self.column(
+            "label"
+        )
+        return right
+
+    def survives(self, attack: str, model: ModelName = "model") -> NDArray[np.bool_]:
+        """Which samples are right without the attack and still withstand it.
+
+        Args:
+            attack: one of :attr:`attacks`.
+            model: ``"model"`` or ``"reference"``.
+
+        Returns:
+            ``(N,)``; its mean is the robust accuracy under ``attack``.
+
+        Raises:
+            KeyError: no such attack.
+            ValueError: ``model`` is neither, or there is no reference.
+        """
+        fooled: NDArray[np.bool_] = self.column(f"{self.prefix(model)}{attack}.success")
+        return self.correct(model) & ~fooled
+
+    def robust(self, model: ModelName = "model") -> NDArray[np.bool_]:
+        """Which samples are right without an attack and withstand every attack.
+
+        Args:
+            model: ``"model"`` or ``"reference"``.
+
+        Returns:
+            ``(N,)``; its mean is the robust accuracy.
+
+        Raises:
+            ValueError: ``model`` is neither, or there is no reference.
+        """
+        robust = self.correct(model)
+        for attack in self.attacks:
+            robust = robust & self.survives(attack, model)
+        return robust
+
+    def prefix(self, model: ModelName) -> str:
+        """Prefix of the columns of a model: ``""`` or ``"reference."``.
+
+        Args:
+            model: ``"model"`` or ``"reference"``.
+
+        Returns:
+            The prefix.
+
+        Raises:
+            ValueError: ``model`` is neither, or there is no reference.
+        """
+        if model not in ("model", "reference"):
+            raise ValueError(f"model: expected 'model' or 'reference', got {model!r}")
+        if model == "reference" and not self.has_reference:
+            raise ValueError("model: these records have no reference; evaluate with reference=...")
+        return "" if model == "model" else "reference."
+
+    def to_frame(self, *, logits: bool = True) -> pd.DataFrame:
+        """The rows as a pandas DataFrame, one column per column.
+
+        Args:
+            logits: keep the logit columns (one array per cell). For the logits as one array use
+                :meth:`column`.
+
+        Returns:
+            ``N`` rows.
+        """
+        require("pandas", extra="evaluate")
+        names = [name for name in self.table.column_names if logits or not name.endswith("logits")]
+        frame: pd.DataFrame = self.table.select(names).to_pandas()
+        return frame
+
+    def classwise(self) -> ClasswiseReport:
+        """Which classes fail; see :func:`art_logits.analysis.classwise_report`."""
+        # Analysis stands on records: imported here, not at load time, to keep imports pointing downward.
+        from art_logits.analysis import classwise_report
+
+        return classwise_report(self)
+
+    def logits(self) -> LogitReport:
+        """What the logits look like; see :func:`art_logits.analysis.logit_report`."""
+        from art_logits.analysis import logit_report
+
+        return logit_report(self)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        identity: dict[str, Any] = self.manifest.get("identity") or {}
+        return identity
+
+
+class RecordsWriter:
+    """Writes a run part by part, so that an interruption costs at most the part in hand.
+
+    Args:
+        out: the run's folder; created where it does not exist.
+        manifest: what is run. Only its ``identity`` is compared on resume; ``format`` and ``complete`` are
+            set here.
+        resume: continue a run that ``out`` holds already. Where it holds none, this starts a fresh one.
+
+    Raises:
+        FileExistsError: ``out`` is a file, holds other files, or holds a run and ``resume`` is false.
+        TypeError: ``manifest`` cannot be written as JSON.
+        ValueError: the run in ``out`` has another identity or format; the message says in what it differs.
+    """
+
+    def __init__(self, out: Path, manifest: Mapping[str, Any], *, resume: bool) -> None:
+        self.out = Path(out)
+        self.manifest = _plain({**manifest, "format": FORMAT, "complete": False})
+        if self._continues(resume):
+            self._adopt(_read_manifest(self.out))
+        else:
+            (self.out / _FOLDER).mkdir(parents=True, exist_ok=True)
+            self._write_manifest()
+        self._clean()
+
+    @property
+    def finished_parts(self) -> set[int]:
+        """Numbers of the parts that are on disk."""
+        return _finished_parts(self.out)
+
+    def write(self, part: int, table: pa.Table) -> None:
+        """Write one part.
+
+        Args:
+            part: its number, from 0; rows are read back in the order of the parts.
+            table: its rows, with the columns of :func:`records_schema`.
+
+        Raises:
+            ValueError: ``part`` is negative or finished already, or ``table`` is not one of records.
+        """
+        if part < 0 or part in self.finished_parts:
+            raise ValueError(f"part: expected a number from 0 that is not finished yet, got {part}")
+        _check_table(table)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomically(_part_path(self.out, part), buffer.getvalue().to_pybytes())
+
+    def finish(self, passes: Mapping[str, Any]) -> Records:
+        """Check that all parts are there, mark the run as complete, and read it.
+
+        Args:
+            passes: what it cost, ``{"model": {"forwards": int, "backwards": int}, "reference": {...}}``.
+
+        Returns:
+            The records of all parts, including those of an earlier, interrupted run.
+
+        Raises:
+            ValueError: parts are missing or corrupt.
+        """
+        _check_contiguous(self.out, self.finished_parts)
+        records = Records.load(self.out, partial=True)
+        _check_rows(self.out, records)
+        self.manifest = _plain({**self.manifest, "passes": dict(passes), "complete": True})
+        self._write_manifest()
+        records.manifest = dict(self.manifest)
+        return records
+
+    def _continues(self, resume: bool) -> bool:
+        """Whether ``out`` holds a run to continue; refuses a folder that is neither that nor free."""
+        if not self.out.exists():
+            return False
+        if not self.out.is_dir():
+            raise FileExistsError(f"out: {self.out} is a file; choose a folder with --out")
+        if (self.out / _MANIFEST).exists():
+            if not resume:
+                raise FileExistsError(
+                    f"out: {self.out} holds another run; choose another --out, or continue it with --resume"
+                )
+            return True
+        foreign = sorted(path.name for path in self.out.iterdir() if not _is_debris(path))
+        if foreign:
+            raise FileExistsError(
+                f"out: {self.out} is not empty and holds no run ({_short(', '.join(foreign))}); "
+                "choose another --out"
+            )
+        return False
+
+    def _adopt(self, stored: dict[str, Any]) -> None:
+        """Continue the stored run: the same identity, and its own versions, command and start."""
+        differences = _differences(stored.get("identity"), self.manifest.get("identity"))
+        if differences:
+            raise ValueError(
+                f"out: {self.out} holds a run that differs: {'; '.join(differences)}. "
+                "Choose another --out, or the options of that run"
+            )
+        changed = _differences(stored.get("versions"), self.manifest.get("versions"))
+        if changed:
+            _log.warning("resuming a run of other versions: %s", "; ".join(changed))
+        (self.out / _FOLDER).mkdir(exist_ok=True)
+        self.manifest = stored
+
+    def _clean(self) -> None:
+        """Remove what an interrupted write left behind."""
+        for folder in (self.out, self.out / _FOLDER):
+            for path in folder.iterdir():
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+    def _write_manifest(self) -> None:
+        text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.out / _MANIFEST, text.encode())
+
+
+def _attack_names(columns: Sequence[str]) -> list[str]:
+    """Attacks that the columns name; a name with a dot is refused by :func:`check_attack_name`."""
+    suffix = ".prediction"
+    named = (name.removesuffix(suffix) for name in columns if name.endswith(suffix))
+    return [name for name in named if not name.startswith("reference.")]
+
+
+def _check_table(table: pa.Table) -> None:
+    """Refuse a table that does not have the columns of :func:`records_schema`."""
+    names = table.column_names
+    logits = table.schema.field("clean_logits").type if "clean_logits" in names else None
+    if logits is None or not pa.types.is_fixed_size_list(logits):
+        raise ValueError("table: expected a column clean_logits of float32 vectors of one length, got none")
+    expected = records_schema(
+        _attack_names(names), logits.list_size, reference="reference.clean_logits" in names
+    )
+    for field in expected:
+        _check_column(table, field)
+    if not table.num_rows:
+        raise ValueError("table: expected at least one row, got none")
+    labels = table.column("label").to_numpy()
+    if labels.min() < 0 or labels.max() >= logits.list_size:
+        raise ValueError(
+            f"table: expected labels in [0, {logits.list_size}), got {labels.min()} to {labels.max()}"
+        )
+
+
+def _check_column(table: pa.Table, field: pa.Field) -> None:
+    if table.column_names.count(field.name) != 1:
+        count = table.column_names.count(field.name)
+        raise ValueError(f"table: expected one column {field.name} of {_type_name(field.type)}, got {count}")
+    column = table.column(field.name)
+    if _type_name(column.type) != _type_name(field.type):
+        raise ValueError(f"table: expected {field.name} to be {_type_name(field.type)}, got {column.type}")
+    if column.null_count:
+        raise ValueError(f"table: expected {field.name} without nulls, got {column.null_count}")
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """A type as text, without the names that writers of Parquet give to a list's elements."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.value_type}[{kind.list_size}]"
+    return str(kind)
+
+
+def _part_path(folder: Path, part: int) -> Path:
+    return folder / _FOLDER / f"part-{part:05d}.parquet"
+
+
+def _finished_parts(folder: Path) -> set[int]:
+    records = folder / _FOLDER
+    if not records.is_dir():
+        return set()
+    matches = (_PART.fullmatch(path.name) for path in records.iterdir())
+    return {int(match.group(1)) for match in matches if match}
+
+
+def _read_part(folder: Path, part: int) -> pa.Table:
+    path = _part_path(folder, part)
+    try:
+        return pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is corrupt ({_short(str(error))}); delete it and run again with --resume"
+        ) from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: {path} is missing; give the --out of an evaluation")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); run the evaluation again with another --out"
+        ) from error
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise ValueError(
+            f"{path}: expected format {FORMAT}, got {version!r}; read it with the art-logits that wrote it"
+        )
+    return dict(manifest)
+
+
+def _check_contiguous(folder: Path, parts: set[int]) -> None:
+    missing = sorted(set(range(max(parts, default=0) + 1)) - parts)
+    if missing:
+        raise ValueError(
+            f"{folder / _FOLDER}: parts are missing: {_short(', '.join(map(str, missing)))}; "
+            "run the evaluation again with --resume"
+        )
+
+
+def _check_rows(folder: Path, records: Records) -> None:
+    expected = _dig(records.manifest, "identity", "data", "n")
+    if expected is not None and len(records) != expected:
+        raise ValueError(
+            f"{folder / _FOLDER}: parts are missing: expected {expected} rows (identity.data.n), "
+            f"got {len(records)}; run the evaluation again with --resume"
+        )
+
+
+def _is_debris(path: Path) -> bool:
+    """Whether ``path`` is what a run leaves that was interrupted before its manifest was there."""
+    if path.name == _FOLDER and path.is_dir():
+        return all(_TEMPORARY.fullmatch(child.name) for child in path.iterdir())
+    return bool(_TEMPORARY.fullmatch(path.name))
+
+
+def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest as JSON will give it back, so that what is compared is what was stored."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(manifest, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"manifest: expected values that JSON can hold, got one that it cannot: {error}"
+        ) from error
+    return plain
+
+
+def _differences(stored: object, now: object, path: str = "") -> list[str]:
+    """Dotted paths of what differs between two JSON values, with both values."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        keys = list(stored) + [key for key in now if key not in stored]
+        return [
+            difference
+            for key in keys
+            for difference in _differences(
+                stored.get(key, _ABSENT), now.get(key, _ABSENT), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    if stored == now and isinstance(stored, bool) == isinstance(now, bool):
+        return []
+    return [f"{path or 'identity'}: {_short(str(stored))} there, {_short(str(now))} now"]
+
+
+class _Absent:
+    """Stands for a key that one of two manifests lacks; prints as such."""
+
+    def __str__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _dig(mapping: Mapping[str, Any], *keys: str) -> Any:
+    """``mapping[key1][key2]…``, or None where a key is missing or its parent is null."""
+    value: Any = mapping
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
