@@ -118,6 +118,20 @@ def epsilons(value: object) -> float | Tensor:
     return number("eps", value, at_least=0.0)
 
 
+def step_lengths(value: Tensor) -> Tensor:
+    """Return ``step_size`` as a floating tensor of lengths > 0 (one per sample, or per element).
+
+    Raises:
+        TypeError: not floating point.
+        ValueError: not positive, or not finite.
+    """
+    if not value.is_floating_point():
+        raise TypeError(f"step_size must be a floating-point tensor, got {value.dtype}")
+    if not bool((value.isfinite() & (value > 0)).all()):
+        raise ValueError("step_size must be finite and > 0 for every sample")
+    return value.detach()
+
+
 def inputs(value: object, limits: Bounds) -> Tensor:
     """Return inputs ``(N, ...)``: a non-empty floating tensor within ``limits``.
 
@@ -153,7 +167,10 @@ def labels(name: str, value: object, count: int, device: torch.device) -> Tensor
         TypeError: not integers.
         ValueError: not one per input.
     """
-    result = torch.as_tensor(value, device=device)
+    try:
+        result = torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own text does not name the argument
+        raise TypeError(f"{name} must be integer class indices, got {value!r}") from error
     if result.is_floating_point() or result.is_complex() or result.dtype == torch.bool:
         raise TypeError(f"{name} must be integer class indices, got {result.dtype}")
     if result.shape != (count,):

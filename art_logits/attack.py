@@ -64,6 +64,26 @@ class AttackResult(_Fields):
     zero_gradients: Tensor
 
 
+class Step(NamedTuple):
+    """What an observer sees: one gradient step of the samples under way, before it is taken.
+
+    Attributes:
+        rows: ``(n,)``, which inputs these are, by their position in the call.
+        restart: ``(n,)``, each sample's restart.
+        step: ``(n,)``, each sample's own step, counted from 0.
+        inputs: ``(n, ...)``, the points.
+        logits: ``(n, C)``, of these points, at T = 1.
+        gradient: ``(n, ...)``, the direction of ascent before mask, momentum and norm.
+    """
+
+    rows: Tensor
+    restart: Tensor
+    step: Tensor
+    inputs: Tensor
+    logits: Tensor
+    gradient: Tensor
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TemperaturePGD:
     """Projected gradient ascent on a loss of the logits divided by a temperature.
@@ -75,11 +95,12 @@ class TemperaturePGD:
 
     Args:
         eps: radius of the ball, in the unit of the inputs, >= 0; a number, or a tensor ``(N,)`` of one
-            per sample.
+            per sample; in Linf also one per element, in the shape of the inputs.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         steps: gradient steps per restart, >= 0.
         step_size: length of a step, in the norm and the unit of the inputs: a number > 0,
-            ``"cosine"`` (2 eps to 0), ``"linear"`` (2 eps to 0), or a callable ``(step, steps) -> float``.
+            ``"cosine"`` (2 eps to 0), ``"linear"`` (2 eps to 0), a callable ``(step, steps) -> float``, or
+            a tensor as ``eps`` may be one.
         temperature: a number > 0, ``"gap"`` (alias ``"auto"``), a sequence of one number per step, or a
             callable ``(logits (N, C), step) -> (N,)``. ``margin`` and ``dlr`` do not depend on it.
         loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"``, ``"probability_margin"``, or a callable
@@ -110,7 +131,7 @@ class TemperaturePGD:
     eps: float | Tensor = 8 / 255
     norm: Norm = "Linf"
     steps: int = 20
-    step_size: float | Literal["cosine", "linear"] | StepSize = "cosine"
+    step_size: float | Literal["cosine", "linear"] | StepSize | Tensor = "cosine"
     temperature: float | Literal["gap", "auto"] | tuple[float, ...] | list[float] | Temperature = "gap"
     loss: str | Loss = "cross_entropy"
     restarts: int = 1
@@ -146,7 +167,11 @@ class TemperaturePGD:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TemperaturePGD) and self.config() == other.config()
+        if not isinstance(other, TemperaturePGD) or self.config() != other.config():
+            return False
+        # Two callables may share a name: every lambda of a function does.
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        return all(mine == theirs for mine, theirs in pairs if callable(mine))
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.config(), sort_keys=True))
@@ -161,6 +186,7 @@ class TemperaturePGD:
         *,
         mask: Tensor | None = None,
         batch_size: int | None = None,
+        observer: Callable[[Step], None] | None = None,
     ) -> AttackResult:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
@@ -175,6 +201,8 @@ class TemperaturePGD:
                 weight 0 stay as they are.
             batch_size: samples in one pass of the model; all of them where absent. It changes speed
                 and memory, not results.
+            observer: called with each :class:`Step`, for a progress bar or a log. It must not change the
+                tensors that it is given.
 
         Raises:
             TypeError: inputs, labels, ids or the model's output are of the wrong type.
@@ -189,7 +217,8 @@ class TemperaturePGD:
         with torch.inference_mode(False), evaluating(model):
             ids = sample_hashes(inputs, labels) if sample_ids is None else sample_ids
             region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask)
-            return self._run(region, _Book(self, model, region.inputs, goals.clone(), count), count)
+            book = _Book(self, model, region.inputs, goals.clone(), count)
+            return self._run(region, book, count, observer)
 
     def _goals(self, labels: Tensor, targets: Tensor | None) -> Tensor:
         if not self.targeted:
@@ -200,7 +229,9 @@ class TemperaturePGD:
             raise ValueError("targets must be given, one class per input, because targeted=True")
         return _checks.labels("targets", targets, len(labels), labels.device)
 
-    def _run(self, region: _Region, book: _Book, size: int) -> AttackResult:
+    def _run(
+        self, region: _Region, book: _Book, size: int, observer: Callable[[Step], None] | None
+    ) -> AttackResult:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
         waiting = book.open_cases()
         slots = landed = region.start(waiting[:0])
@@ -209,15 +240,17 @@ class TemperaturePGD:
             slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
             if self.steps:
                 logits, grad = book.gradient(slots)
+                if observer is not None:
+                    observer(Step(slots.index, slots.restart, slots.step, slots.x, logits, grad))
                 going = ~book.enter(slots, logits, final=False)
                 slots = region.ascend(slots.take(going), grad[going])
             done = slots.step >= self.steps
             landed, slots = landed.join(slots.take(done)), slots.take(~done)
             if len(landed) >= size or not (len(waiting) or len(slots)):
                 # A last iterate needs no gradient: these are evaluated together, forward only.
-                unsolved = ~book.enter(landed, book.forward(landed), final=True)
-                waiting = torch.cat([waiting, landed.take(unsolved).next_restarts(self.restarts)])
-                landed = landed.take(slice(0))
+                ready, landed = landed.take(slice(size)), landed.take(slice(size, None))
+                unsolved = ~book.enter(ready, book.forward(ready), final=True)
+                waiting = torch.cat([waiting, ready.take(unsolved).next_restarts(self.restarts)])
         return book.result()
 
 
@@ -287,10 +320,22 @@ class _Region:
         self.ball, self.bounds = get_ball(attack.norm), Bounds(*attack.bounds)
         self.lengths = step_sizes.resolve(attack.step_size, attack.steps)
         self.mask = None if mask is None else _checks.mask(mask, inputs)
-        eps = torch.as_tensor(attack.eps, dtype=inputs.dtype, device=inputs.device)
-        if eps.ndim and eps.shape != (len(inputs),):
-            raise ValueError(f"eps must be a number or have shape ({len(inputs)},), got {tuple(eps.shape)}")
-        self.eps = eps.expand(len(inputs)).view(-1, *[1] * (inputs.ndim - 1))
+        self.eps = self.unit = self._per_sample("eps", attack.eps)
+        if isinstance(attack.step_size, Tensor):
+            self.unit = self._per_sample("step_size", attack.step_size)
+
+    def _per_sample(self, name: str, value: float | Tensor) -> Tensor:
+        """``value`` with a row per input: ``(N, 1, ...)``, or in Linf the shape of the inputs."""
+        count, like = len(self.inputs), self.inputs
+        result = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        if result.ndim == 0 or result.shape == (count,):
+            return result.expand(count).view(-1, *[1] * (like.ndim - 1))
+        if self.ball.separable and result.shape == like.shape:
+            return result
+        elementwise = f"; in Linf also {tuple(like.shape)}" if self.ball.separable else ""
+        raise ValueError(
+            f"{name} must be a number or have shape ({count},), got {tuple(result.shape)}{elementwise}"
+        )
 
     def start(self, cases: Tensor) -> _Slots:
         """Slots for ``cases``, rows of (index, restart), each at its own starting point."""
@@ -311,15 +356,15 @@ class _Region:
     def ascend(self, slots: _Slots, grad: Tensor) -> _Slots:
         """One step of steepest ascent, projected onto the ball and then onto the bounds."""
         rows, velocity = slots.index, slots.velocity
+        grad = self._masked(rows, grad)
         if self.attack.momentum:
             length = grad.flatten(1).abs().sum(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
             grad = velocity = self.attack.momentum * velocity + grad / length.view(-1, *[1] * (grad.ndim - 1))
-        grad = self._masked(rows, grad)
         if not self.ball.separable:
             # A coordinate stuck at a bound would waste its part of an L2 or L1 step.
             lower, upper = self.bounds
             grad = grad.masked_fill(((slots.x <= lower) & (grad < 0)) | ((slots.x >= upper) & (grad > 0)), 0)
-        step = self._masked(rows, self.lengths.at(slots.step, self.eps[rows]) * self.ball.steepest(grad))
+        step = self._masked(rows, self.lengths.at(slots.step, self.unit[rows]) * self.ball.steepest(grad))
         x = self._within(rows, slots.x + step - self.inputs[rows])
         return replace(slots, step=slots.step + 1, x=x, velocity=velocity)
 
@@ -439,7 +484,8 @@ class _Book:
     def result(self) -> AttackResult:
         lost = int((self.zeros > 0).sum())
         if lost:
-            logger.warning(
+            # Training calls this for every batch: the count is in the result, the log is for the curious.
+            logger.info(
                 "zero or non-finite gradient of the loss on %d of %d samples; the margin's gradient was used",
                 lost,
                 len(self.zeros),
@@ -458,7 +504,7 @@ def _forward(model: Model, x: Tensor, size: int) -> Tensor:
 
 def _plain(value: Any) -> Any:
     """``value`` as JSON can hold it."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.generic):
         return value.tolist()
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]

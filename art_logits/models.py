@@ -38,6 +38,7 @@ __all__ = [
     "ResNetSmall",
     "convnet",
     "convnet_cifar",
+    "convnet_mnist",
     "load_checkpoint",
     "load_model",
     "mnist_convnet",
@@ -81,7 +82,16 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise ``(N, channels, height, width)``."""
+        """Normalise ``(N, channels, height, width)``.
+
+        Raises:
+            ValueError: for another number of channels: gray images would broadcast to colour unnoticed.
+        """
+        if inputs.ndim != 4 or inputs.shape[1] != self.mean.shape[1]:
+            raise ValueError(
+                f"inputs must have shape (N, {self.mean.shape[1]}, H, W) for this model, "
+                f"got {tuple(inputs.shape)}"
+            )
         return (inputs - self.mean) / self.std
 
     def extra_repr(self) -> str:
@@ -261,6 +271,11 @@ def convnet(in_channels: int = 3, num_classes: int = 10, width: int = 32) -> Con
 def convnet_cifar(num_classes: int = 10) -> ConvNet:
     """:class:`ConvNet` of width 48 for 32x32 colour images: 460 thousand parameters."""
     return ConvNet(3, num_classes, width=48)
+
+
+def convnet_mnist(num_classes: int = 10) -> ConvNet:
+    """:class:`ConvNet` of width 16 for gray images: 52 thousand parameters."""
+    return ConvNet(1, num_classes, width=16)
 
 
 def resnet_small(in_channels: int = 3, num_classes: int = 10, width: int = 24) -> ResNetSmall:
@@ -484,8 +499,8 @@ def _read_torch(path: Path) -> object:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise ValueError(
-                f"checkpoint {str(path)!r} contains pickled Python objects ({found[1]}), which could run code, "
-                "and is refused: save the weights alone, torch.save(model.state_dict(), FILE), or safetensors"
+                f"checkpoint {str(path)!r} contains pickled Python objects ({found[1]}), which could run "
+                "code, and is refused: save the weights alone, by torch.save(model.state_dict(), FILE)"
             ) from error
         # Torch's own text would advise to run whatever the file contains.
         unknown = isinstance(error, pickle.UnpicklingError)

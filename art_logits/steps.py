@@ -16,22 +16,23 @@ class StepSizes(NamedTuple):
 
     Attributes:
         lengths: ``(steps,)``, float64.
-        relative: whether they are multiples of eps (else: in the unit of the inputs).
+        relative: whether they are multiples of eps, or of the lengths that the caller holds as a tensor
+            (else: in the unit of the inputs).
     """
 
     lengths: Tensor
     relative: bool
 
-    def at(self, step: Tensor, eps: Tensor) -> Tensor:
-        """Length of each sample's step, shaped like ``eps``.
+    def at(self, step: Tensor, unit: Tensor) -> Tensor:
+        """Length of each sample's step, shaped like ``unit``.
 
         Args:
             step: ``(N,)``, each sample's own step, counted from 0.
-            eps: ``(N, 1, ...)`` (or any shape with N rows).
+            unit: ``(N, 1, ...)`` (or any shape with N rows): eps, or the tensor ``step_size``.
         """
-        shape = (-1, *[1] * (eps.ndim - 1))
-        lengths = self.lengths.to(eps)[step].view(shape)
-        return lengths * eps if self.relative else lengths.expand_as(eps)
+        shape = (-1, *[1] * (unit.ndim - 1))
+        lengths = self.lengths.to(unit)[step].view(shape)
+        return lengths * unit if self.relative else lengths.expand_as(unit)
 
 
 def resolve(step_size: object, steps: int) -> StepSizes:
@@ -40,12 +41,13 @@ def resolve(step_size: object, steps: int) -> StepSizes:
     Args:
         step_size: a number > 0, the length of every step in the unit of the inputs; ``"cosine"``,
             ``eps * (1 + cos(pi * t / steps))``, from 2 eps towards 0; ``"linear"``,
-            ``2 * eps * (1 - t / steps)``; or a callable ``(step, steps) -> length`` in the unit of
-            the inputs.
+            ``2 * eps * (1 - t / steps)``; a callable ``(step, steps) -> length`` in the unit of
+            the inputs; or a tensor of one length > 0 per sample or per element, of which every step
+            is the multiple 1.
         steps: number of steps.
 
     Raises:
-        TypeError: none of these.
+        TypeError: none of these, or a tensor of integers.
         ValueError: not positive, or an unknown name.
 
     >>> resolve("linear", 4).lengths.tolist()
@@ -56,6 +58,9 @@ def resolve(step_size: object, steps: int) -> StepSizes:
         phase = torch.arange(steps, dtype=torch.float64) / max(steps, 1)
         decay = 1 + torch.cos(math.pi * phase) if step_size == "cosine" else 2 * (1 - phase)
         return StepSizes(decay, relative=True)
+    if isinstance(step_size, Tensor):
+        _checks.step_lengths(step_size)
+        return StepSizes(torch.ones(steps, dtype=torch.float64), relative=True)
     if callable(step_size):
         values = [_checks.number("step_size", step_size(t, steps), above=0.0) for t in range(steps)]
     else:

@@ -65,6 +65,9 @@ class Recipe:
 class History:
     """One row per epoch: epoch, lr, loss, seconds and, with validation data, clean and robust accuracy.
 
+    ``zero_gradients`` is the share of the samples whose loss had no gradient at some step of the inner
+    attack; where it grows, the network is dying: lower ``lr``.
+
     Attributes:
         rows: the epochs, oldest first. Accuracies are fractions, of the averaged weights if there are any.
     """
@@ -185,7 +188,7 @@ def fit(
         epochs=_checks.integer("epochs", epochs, at_least=1),
         batch_size=_checks.integer("batch_size", batch_size, at_least=1),
         lr=_checks.number("lr", lr, above=0.0),
-        momentum=_checks.number("momentum", momentum, at_least=0.0),
+        momentum=0.0 if momentum == 0 else _fraction("momentum", momentum),
         weight_decay=_checks.number("weight_decay", weight_decay, at_least=0.0),
         beta=_checks.number("beta", beta, at_least=0.0),
         ema=None if ema is None else _fraction("ema", ema),
@@ -263,7 +266,7 @@ class _Run:
         self, model: nn.Module, recipe: Recipe, data: Data, device: torch.device, out: Path | None
     ) -> None:
         self.model, self.recipe, self.data, self.device, self.out = model, recipe, data, device, out
-        self.history, self.epoch = History(), 0
+        self.history, self.epoch, self.lost = History(), 0, 0
         self.net = _Cast(model, recipe.precision)
         self.average = _average(model, recipe.ema)
         self.optimizer = torch.optim.SGD(
@@ -274,11 +277,13 @@ class _Run:
             nesterov=recipe.momentum > 0,
         )
         self.batches = -(-len(data) // recipe.batch_size)
+        total = recipe.epochs * self.batches
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             max_lr=recipe.lr,
-            total_steps=recipe.epochs * self.batches,
-            pct_start=0.25,
+            total_steps=total,
+            # The scheduler divides by the length of its warm-up less one step: a quarter of 4 is no length.
+            pct_start=0.25 if total != 4 else 0.5,
             cycle_momentum=False,
         )
 
@@ -333,7 +338,7 @@ class _Run:
             torch.save(state, path)
 
     def train_epoch(self, *, progress: bool) -> None:
-        began, total = time.perf_counter(), 0.0
+        began, total, self.lost = time.perf_counter(), 0.0, 0
         rng = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.epoch)
         chunks = torch.randperm(len(self.data), generator=rng).tensor_split(self.batches)
         label = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
@@ -351,6 +356,7 @@ class _Run:
                 "epoch": self.epoch,
                 "lr": float(self.schedule.get_last_lr()[0]),
                 "loss": total / len(self.data),
+                "zero_gradients": self.lost / len(self.data),
                 "seconds": time.perf_counter() - began,
             }
         )
@@ -381,7 +387,9 @@ class _Run:
                 clean = self.net(inputs).log_softmax(dim=1)
             # Nobody leaves the batch before its end (stop_on_success=False), so row i stays sample i.
             attack = replace(attack, loss=lambda z, y: _kl(clean, z))
-        return attack(self.net, inputs, labels, ids).adv_inputs
+        result = attack(self.net, inputs, labels, ids)
+        self.lost += int((result.zero_gradients > 0).sum())
+        return result.adv_inputs
 
     def _loss(self, inputs: Tensor, perturbed: Tensor, labels: Tensor) -> Tensor:
         if self.recipe.method != "trades":
@@ -394,7 +402,7 @@ class _Run:
     def validate(self, data: Data | None) -> None:
         row = self.history.rows[-1]
         if data is not None:
-            attack = replace(self.recipe.attack, steps=2 * self.recipe.attack.steps, stop_on_success=True)
+            attack = _doubled(self.recipe.attack)
             net = _Cast(self.averaged, self.recipe.precision)
             row["clean_accuracy"], row["robust_accuracy"] = _accuracies(net, data, attack, self.device)
         logger.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
@@ -416,12 +424,20 @@ class _Run:
             )
 
 
+def _doubled(attack: TemperaturePGD) -> TemperaturePGD:
+    """The attack with twice its steps; a schedule of temperatures holds each of its values for two."""
+    temperature = attack.temperature
+    if isinstance(temperature, list | tuple):
+        temperature = [value for value in temperature for _ in range(2)]
+    return replace(attack, steps=2 * attack.steps, temperature=temperature, stop_on_success=True)
+
+
 def _average(model: nn.Module, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
+    # Batch norm's statistics are averaged too: those of today's weights do not fit averaged ones.
     rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(model, multi_avg_fn=rule)
-    # Batch norm's running statistics come from the model itself: see AveragedModel's use_buffers.
+    average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
     return average.eval()
 
 
@@ -437,7 +453,8 @@ def _accuracies(
     clean = robust = 0
     for chunk in torch.split(torch.arange(len(data)), 256):
         inputs, labels = (tensor.to(device) for tensor in data.batch(chunk))
-        with torch.no_grad():
+        # The attack sees to its own eval mode; without it batch norm would learn from held-out data.
+        with torch.no_grad(), evaluating(model):
             clean += int((model(inputs).argmax(dim=1) == labels).sum())
         robust += int((~attack(model, inputs, labels, data.ids[chunk]).success).sum())
     return clean / len(data), robust / len(data)

@@ -14,11 +14,13 @@ typer = require("typer", extra="evaluate")
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint.pt, model.safetensors and history.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, weights and history.")],
     model: Annotated[
         str, typer.Option(help="Architecture, as <module or FILE.py>:<factory>.")
     ] = "art_logits.models:DigitsNet",
-    data: Annotated[str, typer.Option(help="Data spec, as for evaluate; its train split is used.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="Data spec, as for evaluate; the train split.")
+    ] = "digits",
     validation: Annotated[
         str | None, typer.Option(help="Data spec to measure after each epoch. [default: --data's test split]")
     ] = None,

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import confusion_matrix
+
+from art_logits.functional import classwise
+
+outcomes = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=60)
+
+
+def test_absent_class_is_nan_with_support_zero():
+    hits, support = classwise.class_counts([True, False, True, True], [0, 0, 2, 2], 4)
+    assert hits.tolist() == [1, 0, 2, 0]
+    assert support.tolist() == [2, 0, 2, 0]
+    accuracy = classwise.class_accuracy([True, False, True, True], [0, 0, 2, 2], 4)
+    assert accuracy == pytest.approx([0.5, np.nan, 1.0, np.nan], nan_ok=True)
+
+
+def test_no_samples_at_all():
+    hits, support = classwise.class_counts(np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64), 3)
+    assert hits.tolist() == support.tolist() == [0, 0, 0]
+    assert classwise.confusion([], [], 2).tolist() == [[0, 0], [0, 0]]
+
+
+@given(outcomes)
+def test_counts_match_bincount_for_arrays_and_tensors(rows):
+    labels, hits = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+    labels.flags.writeable = hits.flags.writeable = False
+    expected = np.bincount(labels, weights=hits, minlength=5), np.bincount(labels, minlength=5)
+    for arguments in ((hits, labels), (torch.tensor(hits), torch.tensor(labels, dtype=torch.int32))):
+        counts = classwise.class_counts(*arguments, 5)
+        assert counts.hits.tolist() == expected[0].tolist()
+        assert counts.support.tolist() == expected[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("hits", "labels", "num_classes", "message"),
+    [
+        ([1, 0], [0, 1], 2, "hits: expected 2 booleans"),
+        ([True], [0, 1], 2, r"hits: expected 2 booleans, one per label, got torch.bool of shape \(1,\)"),
+        ([True], [2], 2, r"labels: expected integers in \[0, 2\), got 2 to 2"),
+        ([True], [-1], 2, r"labels: expected integers in \[0, 2\), got -1"),
+        ([True], [0.0], 2, r"labels: expected integers of shape \(N,\), got torch.float64"),
+        ([True], [[0]], 2, r"labels: expected integers of shape \(N,\)"),
+        ([True], [True], 2, r"labels: expected integers of shape \(N,\), got torch.bool"),
+        ([True], [0], 1, "num_classes: expected at least 2, got 1"),
+    ],
+)
+def test_counts_refuse(hits, labels, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        classwise.class_counts(hits, labels, num_classes)
+
+
+@given(st.integers(1, 400), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_matches_scipy(support, data, level):
+    hits = data.draw(st.integers(0, support))
+    low, high = classwise.wilson_interval(hits, support, level=level)
+    expected = stats.binomtest(hits, support).proportion_ci(level, method="wilson")
+    assert (float(low), float(high)) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= low <= hits / support <= high <= 1
+
+
+def test_wilson_of_arrays_has_nan_for_no_samples():
+    low, high = classwise.wilson_interval([0, 5, 5], [0, 5, 10])
+    assert np.isnan([low[0], high[0]]).all()
+    assert high[1] == 1.0
+    assert low[2] == pytest.approx(1 - high[2])
+
+
+@pytest.mark.parametrize(
+    ("hits", "support", "level", "message"),
+    [
+        (1, 2, 1.0, "level: expected a coverage between 0 and 1, got 1.0"),
+        (1, 2, 0.0, "level: expected"),
+        (3, 2, 0.95, "hits: expected counts from 0 to support"),
+        (-1, 2, 0.95, "hits: expected counts from 0 to support"),
+    ],
+)
+def test_wilson_refuses(hits, support, level, message):
+    with pytest.raises(ValueError, match=message):
+        classwise.wilson_interval(hits, support, level=level)
+
+
+def test_worst_class_and_disparity_ignore_absent_classes():
+    values = [np.nan, 0.75, 0.25, 0.25]
+    assert classwise.worst_class(values) == 2
+    assert classwise.disparity(values) == 0.5
+
+
+def test_worst_class_and_disparity_of_nothing():
+    assert classwise.worst_class([np.nan, np.nan]) is None
+    assert np.isnan(classwise.disparity([np.nan, np.nan]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
+def test_confusion_matches_sklearn(pairs):
+    sources, predictions = np.array(pairs).T
+    expected = confusion_matrix(sources, predictions, labels=range(4))
+    assert classwise.confusion(sources, predictions, 4).tolist() == expected.tolist()
+
+
+def test_confusion_refuses_lengths_that_differ():
+    with pytest.raises(ValueError, match="predictions: expected 2, one per source, got 1"):
+        classwise.confusion([0, 1], [0], 2)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "expected"),
+    [(0, 0, 1.0), (3, 3, 1.0), (0, 5, 2 / 32), (1, 5, 2 * (1 + 6) / 64), (10, 0, 2 / 1024)],
+)
+def test_mcnemar_by_hand(only_a, only_b, expected):
+    assert classwise.mcnemar(only_a, only_b) == pytest.approx(expected)
+
+
+def test_holm_by_hand():
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; the last is raised to 0.06.
+    assert classwise.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_does_not_count_tests_that_were_not_made():
+    assert classwise.holm([np.nan, 0.02, 0.9]) == pytest.approx([np.nan, 0.04, 0.9], nan_ok=True)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_the_raw_values_and_bonferroni(p_values):
+    raw, adjusted = np.array(p_values), classwise.holm(p_values)
+    assert np.all(adjusted >= raw)
+    assert np.all(adjusted <= np.minimum(1, raw * len(raw)) + 1e-12)
+    assert np.all(np.diff(adjusted[np.argsort(raw, kind="stable")]) >= 0)

@@ -1,0 +1,328 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from art_logits import analysis
+from art_logits.analysis import (
+    Statistics,
+    classwise_report,
+    compare,
+    logit_report,
+    strongest_attack,
+    summarize,
+)
+from art_logits.functional import classwise
+from art_logits.records import Records
+
+A, B, C = np.eye(3).tolist()
+# Six samples, three classes; class 2 ("frog") is absent.
+LABELS = [0, 0, 0, 0, 1, 1]
+CLEAN = [A, A, A, B, B, B]
+ATTACKED = {"pgd": [A, B, A, A, A, B], "tpgd": [A, A, C, B, A, A]}
+REFERENCE = ([A, A, A, A, B, A], {"pgd": [A, A, A, A, B, B], "tpgd": [A, A, A, C, B, B]})
+
+
+@pytest.fixture
+def records(make_table, make_manifest):
+    table = make_table(LABELS, CLEAN, ATTACKED, reference=REFERENCE)
+    return Records(table, make_manifest(class_names=["cat", "dog", "frog"]))
+
+
+def approx(values):
+    return pytest.approx(values, nan_ok=True)
+
+
+# ---- classes ---------------------------------------------------------------------------------------------
+
+
+def test_classwise_report_by_hand(records):
+    report = classwise_report(records)
+    nan = math.nan
+    assert report.support.tolist() == [4, 2, 0]
+    assert report.clean == approx([0.75, 1, nan])
+    assert report.attacks["pgd"] == approx([0.5, 0.5, nan])
+    assert report.attacks["tpgd"] == approx([0.5, 0, nan])
+    assert report.robust == approx([0.25, 0, nan])
+    # Of the three cats that are right, each attack turns one; of the two dogs, one and both.
+    assert report.success_rates["pgd"] == approx([1 / 3, 0.5, nan])
+    assert report.success_rates["tpgd"] == approx([1 / 3, 1, nan])
+    assert report.clean_accuracy == approx(5 / 6)
+    assert report.robust_accuracy == approx(1 / 6)
+    assert report.attack_accuracies == approx({"pgd": 0.5, "tpgd": 1 / 3})
+    assert report.worst_class == ("dog", 0.0)
+    assert report.disparity == 0.25
+
+
+def test_intervals_are_wilsons(records):
+    report = classwise_report(records)
+    low, high = classwise.wilson_interval([1, 0], [4, 2])
+    assert report.robust_low[:2] == approx(low)
+    assert report.robust_high[:2] == approx(high)
+    assert np.isnan([report.robust_low[2], report.robust_high[2]]).all()
+    assert report.robust_interval == approx(tuple(map(float, classwise.wilson_interval(1, 6))))
+
+
+def test_the_reference_has_a_report_of_its_own(records):
+    reference = classwise_report(records).reference
+    assert reference.clean == approx([1, 0.5, math.nan])
+    assert reference.robust == approx([0.75, 0.5, math.nan])
+    assert reference.worst_class == ("dog", 0.5)
+    assert reference.reference is None
+
+
+def test_the_first_of_several_worst_classes(make_table):
+    table = make_table([0, 1, 2], [A, B, C], {"pgd": [A, A, A]})
+    assert classwise_report(Records(table)).worst_class == ("1", 0.0)
+
+
+def test_without_an_attack_robust_is_clean(make_table):
+    report = classwise_report(Records(make_table(LABELS, CLEAN, {})))
+    assert report.robust == approx(report.clean)
+    assert report.attacks == {}
+
+
+def test_class_frame_and_csv(records, tmp_path):
+    report = classwise_report(records)
+    frame = report.to_frame()
+    outcome = [
+        "clean_accuracy",
+        "pgd.robust_accuracy",
+        "pgd.success_rate",
+        "tpgd.robust_accuracy",
+        "tpgd.success_rate",
+        "robust_accuracy",
+        "robust_low",
+        "robust_high",
+    ]
+    assert list(frame.columns) == ["class", "support", *outcome, *(f"reference.{name}" for name in outcome)]
+    assert frame["class"].tolist() == ["cat", "dog", "frog"]
+    report.to_csv(tmp_path / "classwise.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "classwise.csv"), frame)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_classwise_matches_pandas(random_table, seed, num_classes):
+    records = Records(random_table(30, num_classes, seed=seed))
+    report = classwise_report(records)
+    frame = records.to_frame(logits=False)
+    right = frame["clean_prediction"] == frame["label"]
+    for name in records.attacks:
+        expected = (right & ~frame[f"{name}.success"]).groupby(frame["label"]).mean()
+        assert report.attacks[name] == approx(expected.reindex(range(num_classes)).to_numpy())
+        assert np.all((report.robust <= report.attacks[name]) | np.isnan(report.robust))
+    weights = report.support / report.support.sum()
+    assert np.nansum(report.robust * weights) == approx(report.robust_accuracy)
+
+
+# ---- logits ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logit_records(make_table):
+    clean = [[4, 1, 0], [0, 2, 1]]
+    pgd = [[3, 2, 0], [1, 1, 0]]
+    tpgd = [[2, 1, 0], [1, 0, 3]]
+    return Records(make_table([0, 1], clean, {"pgd": pgd, "tpgd": tpgd}))
+
+
+def test_the_strongest_attack_leaves_the_smallest_margin(logit_records):
+    # Margins 1 and 1 (the first of both), then 0 and -3.
+    assert strongest_attack(logit_records).tolist() == [0, 1]
+
+
+def test_the_strongest_attack_needs_one(make_table):
+    with pytest.raises(ValueError, match="records: expected at least one attack, got none"):
+        strongest_attack(Records(make_table(LABELS, CLEAN, {})))
+
+
+def test_logit_samples_by_hand(logit_records):
+    samples = logit_report(logit_records).samples["model"]
+    assert samples["clean"]["max_logit"].tolist() == [4, 2]
+    assert samples["clean"]["logit_gap"].tolist() == [3, 1]
+    assert samples["clean"]["margin"].tolist() == [3, 1]
+    assert samples["adversarial"]["max_logit"].tolist() == [3, 3]
+    assert samples["adversarial"]["logit_gap"].tolist() == [1, 2]
+    assert samples["adversarial"]["margin"].tolist() == [1, -3]
+    adversarial = special.softmax([[3, 2, 0], [1, 0, 3]], axis=1)
+    assert samples["adversarial"]["confidence"] == approx(adversarial.max(axis=1))
+    assert samples["adversarial"]["entropy"] == approx(stats.entropy(adversarial, axis=1))
+
+
+def test_statistics_are_of_the_population_and_linear():
+    statistics = Statistics.of(np.array([3.0, 1.0], dtype=np.float32))
+    assert statistics == approx(Statistics(mean=2, std=1, q05=1.1, q50=2, q95=2.9))
+    assert np.isnan(Statistics.of(np.empty(0))).all()
+
+
+def test_logit_frame_and_csv(records, tmp_path):
+    report = logit_report(records)
+    frame = report.to_frame()
+    assert list(frame.columns) == ["model", "condition", "quantity", "mean", "std", "q05", "q50", "q95"]
+    assert len(frame) == 2 * 2 * 5
+    row = frame.set_index(["model", "condition", "quantity"]).loc[("reference", "clean", "margin")]
+    # Five of six right with margin 1, one wrong with margin -1.
+    assert (row["mean"], row["q50"]) == approx((4 / 6, 1))
+    report.to_csv(tmp_path / "logits.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "logits.csv"), frame)
+
+
+def test_without_an_attack_adversarial_is_empty(make_table):
+    statistics = logit_report(Records(make_table(LABELS, CLEAN, {}))).statistics()
+    assert np.isnan(statistics["model"]["adversarial"]["margin"]).all()
+    assert statistics["model"]["clean"]["max_logit"].mean == 1
+
+
+def test_blocks_do_not_change_the_samples(random_table, monkeypatch):
+    records = Records(random_table(25))
+    whole = logit_report(records).samples["model"]["adversarial"]
+    monkeypatch.setattr(analysis, "_BLOCK", 7)
+    parts = logit_report(records).samples["model"]["adversarial"]
+    for name, values in whole.items():
+        assert np.array_equal(parts[name], values)
+
+
+def test_logits_are_never_python_objects(random_table, monkeypatch):
+    records = Records(random_table(50, 20))
+
+    def refuse(*_, **__):
+        raise AssertionError("logits were turned into Python objects")
+
+    monkeypatch.setattr(Records, "to_frame", refuse)
+    column = records.column("clean_logits")
+    assert column.dtype == np.float32
+    summary = summarize(records)
+    expected = torch.from_numpy(column.copy()).amax(dim=1).double().mean().item()
+    assert summary["logits"]["model"]["clean"]["max_logit"]["mean"] == approx(expected)
+
+
+# ---- comparison ------------------------------------------------------------------------------------------
+
+
+def outcome_table(make_table, labels, robust, **options):
+    """Records in which sample i is right, and robust where ``robust[i]``."""
+    clean = np.eye(2)[labels]
+    attacked = np.eye(2)[[y if r else 1 - y for y, r in zip(labels, robust, strict=True)]]
+    return make_table(labels, clean, {"pgd": attacked}, **options)
+
+
+def test_compare_by_hand_pairs_on_the_sample_id(make_table):
+    labels = [0] * 6 + [1] * 4
+    first, second = [1, 1, 1, 1, 1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0, 1, 0, 1, 0]
+    a = Records(outcome_table(make_table, labels, first))
+    # The second in reverse order, and with samples that the first lacks.
+    ids = [*range(9, -1, -1), 50, 51]
+    b = Records(outcome_table(make_table, [*labels[::-1], 0, 1], [*second[::-1], 1, 1], sample_ids=ids))
+    comparison = compare(a, b)
+    assert comparison.support.tolist() == [6, 4]
+    assert comparison.robust_a == approx([5 / 6, 0.5])
+    assert comparison.robust_b == approx([1 / 6, 0.5])
+    assert comparison.difference == approx([-4 / 6, 0])
+    assert comparison.only_a.tolist() == [4, 1]
+    assert comparison.only_b.tolist() == [0, 1]
+    assert comparison.p_values == approx([2 / 16, 1])
+    assert comparison.p_holm == approx([4 / 16, 1])
+    assert comparison.overall == approx(
+        {
+            "support": 10,
+            "robust_a": 0.7,
+            "robust_b": 0.3,
+            "difference": -0.4,
+            "only_a": 5,
+            "only_b": 1,
+            "p_value": stats.binomtest(1, 6).pvalue,
+        }
+    )
+
+
+def test_compare_with_itself_finds_nothing(records):
+    comparison = compare(records, records)
+    frame = comparison.to_frame()
+    assert list(frame.columns) == [
+        *("class", "support", "robust_a", "robust_b", "difference"),
+        *("only_a", "only_b", "p_value", "p_holm"),
+    ]
+    assert frame["difference"].tolist() == approx([0, 0, math.nan])
+    # The absent class has no test, and does not count in Holm's correction.
+    assert frame["p_value"].tolist() == approx([1, 1, math.nan])
+    assert comparison.overall["p_value"] == 1
+
+
+def test_compare_refuses_other_data(random_table, make_table, make_manifest):
+    a = Records(random_table(), make_manifest())
+    cases = {
+        r"b: expected the data of a \(dd\), got ee": (random_table(), {"data": {"hash": "ee"}}),
+        "b: expected the 3 classes of a, in their order, got 3 others": (
+            random_table(),
+            {"class_names": ["x", "y", "z"]},
+        ),
+        "b: expected the 3 classes of a, in their order, got 4 others": (random_table(num_classes=4), {}),
+        r"b: expected samples \(sample_id\) that a has too, got none": (
+            random_table(sample_ids=range(100, 120)),
+            {},
+        ),
+        "b: expected the labels of a on shared samples": (random_table(seed=1), {}),
+        "b: expected every sample_id once": (random_table(sample_ids=[0] * 20), {}),
+    }
+    for message, (table, identity) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            compare(a, Records(table, make_manifest(**identity)))
+    with pytest.raises(ValueError, match="a: expected every sample_id once"):
+        compare(Records(random_table(sample_ids=[0] * 20)), a)
+
+
+def test_compare_without_hashes(random_table, make_manifest):
+    a, b = Records(random_table()), Records(random_table(), make_manifest())
+    assert compare(a, b).overall["support"] == 20
+
+
+# ---- summary ---------------------------------------------------------------------------------------------
+
+
+def test_summary_has_every_field_of_the_contract(records):
+    summary = summarize(records)
+    assert summary["n"] == 6
+    assert summary["clean_accuracy"] == approx(5 / 6)
+    assert summary["robust_accuracy"] == approx(1 / 6)
+    assert summary["attacks"] == {
+        "pgd": {"robust_accuracy": approx(1 / 2), "forwards": 126, "backwards": 120},
+        "tpgd": {"robust_accuracy": approx(1 / 3), "forwards": 126, "backwards": 120},
+    }
+    assert summary["worst_class"] == {"name": "dog", "robust_accuracy": 0.0}
+    assert summary["disparity"] == 0.25
+    assert summary["reference"]["worst_class"] == {"name": "dog", "robust_accuracy": 0.5}
+    assert set(summary["logits"]) == {"model", "reference"}
+    for conditions in summary["logits"].values():
+        assert set(conditions) == {"clean", "adversarial"}
+        for quantities in conditions.values():
+            assert set(quantities) == {"max_logit", "logit_gap", "margin", "confidence"}
+            for statistics in quantities.values():
+                assert set(statistics) == {"mean", "std", "q05", "q50", "q95"}
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_summary_without_a_reference_does_not_mention_one(random_table):
+    summary = summarize(Records(random_table()))
+    assert "reference" not in summary
+    assert set(summary["logits"]) == {"model"}
+
+
+def test_nan_is_null(make_table):
+    summary = summarize(Records(make_table(LABELS, CLEAN, {})))
+    assert summary["logits"]["model"]["adversarial"]["margin"]["mean"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_passes_of_many_samples_do_not_overflow(random_table):
+    table = random_table(4)
+    index = table.column_names.index("pgd.forwards")
+    table = table.set_column(index, "pgd.forwards", pa.array([2**31 - 1] * 4, pa.int32()))
+    assert summarize(Records(table))["attacks"]["pgd"]["forwards"] == 4 * (2**31 - 1)

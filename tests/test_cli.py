@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from art_logits import evaluate_cli, evaluation
+from art_logits.cli import main
+from art_logits.records import Records
+
+NET = """
+from torch import nn
+
+def net(num_classes, in_channels=1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
+"""
+
+QUICK = ["--n-examples", "20", "--attack", "pgd:steps=2"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    y = np.arange(30) % 3
+    np.savez(tmp_path / "set.npz", x=rng.random((30, 8, 8)), y=y, class_names=["ant", "bee", "cat"])
+    return "set.npz"
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    (tmp_path / "nets.py").write_text(NET)
+    from torch import nn
+
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).state_dict(), tmp_path / "weights.pt")
+    return "nets.py:net"
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_main_job_on_its_default(capsys):
+    code, out, err = run(capsys, "evaluate", "--n-examples", "60")
+    assert code == 0
+    folder = Path("art-logits-runs/digits-digits-at")
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"records", "manifest.json", "summary.json", "classwise.csv", "logits.csv", "report.html"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["command"] == "art-logits evaluate --n-examples 60"
+    assert manifest["identity"]["model"]["name"] == "digits-at"
+    assert manifest["identity"]["reference"]["name"] == "digits-standard"
+    assert list(manifest["identity"]["attacks"]) == ["pgd", "temperature-pgd"]
+    assert manifest["identity"]["attacks"]["pgd"]["eps"] == 0.1
+    assert "eps 0.1 (the default for this data and norm)" in out
+    assert f"report: {folder / 'report.html'}" in out
+    assert "worst class" in out
+    assert "240/240" in err
+    records = Records.load(folder)
+    assert records.table["label"].to_numpy().tolist().count(3) == 6
+    # The adversarially trained model withstands what the standard one does not.
+    assert records.robust().mean() > records.robust("reference").mean() + 0.3
+
+
+def test_own_data_and_model(capsys, npz, net):
+    code, out, _ = run(
+        capsys,
+        *["evaluate", "--model", net, "--checkpoint", "weights.pt", "--data", npz, "--norm", "L2"],
+        *["--attack", "pgd:steps=2", "--attack", "temperature-pgd:steps=2", "--eps", "8/255"],
+        *["--n-examples", "7", "--sampling", "first", "--batch-size", "3", "--device", "cpu", "--seed", "3"],
+        *["--out", "mine"],
+    )
+    assert code == 0
+    assert "ant" in out
+    assert "reference none" in out
+    identity = Records.load("mine").manifest["identity"]
+    assert (identity["seed"], identity["norm"], identity["data"]["n"]) == (3, "L2", 7)
+    assert identity["attacks"]["pgd:steps=2"]["eps"] == 8 / 255
+    assert Records.load("mine").table["sample_id"].to_pylist() == list(range(7))
+    code, _, _ = run(capsys, "evaluate", "--model", net, "--data", npz, *QUICK)
+    assert code == 0
+    assert Path("art-logits-runs/set-nets-net/report.html").exists()
+
+
+def test_the_default_folder_is_numbered_and_a_given_one_is_not(capsys):
+    for number in ("", "-2", "-3"):
+        assert run(capsys, "evaluate", *QUICK)[0] == 0
+        assert Path(f"art-logits-runs/digits-digits-at{number}/summary.json").exists()
+    code, _, err = run(capsys, "evaluate", *QUICK, "--out", "art-logits-runs/digits-digits-at")
+    assert code == 2
+    assert "holds another run" in err
+    assert run(capsys, "evaluate", *QUICK, "--resume")[0] == 0
+    assert not Path("art-logits-runs/digits-digits-at-4").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "digits-ta"], "did you mean digits-at"),
+        (["--model", "none.py:net"], "there is no file 'none.py'"),
+        (["--checkpoint", "none.pt"], "checkpoint: there is no file 'none.pt'"),
+        (["--data", "none.npz"], "there is no file 'none.npz'"),
+        (["--data", "set.npz"], "--model must be given with --data set.npz"),
+        (["--model", "digits-at", "--data", "set.npz"], "class_names must name the model's 10 classes"),
+        (["--model", "art_logits.models:resnet_cifar"], "inputs must have shape (N, 3, H, W) for this model"),
+        (["--model", "digits-at", "--reference-checkpoint", "weights.pt"], "needs --reference"),
+        (["--attack", "pdg"], "did you mean pgd"),
+        (["--attack", "pgd", "--attack", "pgd"], "was given twice"),
+        (["--eps", "big"], "expected a number such as 0.1 or 8/255, got 'big'"),
+        (["--eps", "-1"], "eps must be a finite number >= 0"),
+        (["--norm", "L3"], "norm must be one of"),
+        (["--split", "valid"], "split must be one of"),
+        (["--sampling", "odd"], "sampling must be one of"),
+        (["--n-examples", "501"], "n must be at most 500"),
+        (["--n-examples", "0"], "n must be at least 1"),
+        (["--batch-size", "0"], "batch_size must be at least 1"),
+        (["--device", "abacus"], "device must be auto"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--out", "set.npz"], "is a file"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_leaves_nothing(capsys, npz, net, arguments, message):
+    before = sorted(Path().rglob("*"))
+    code, _, err = run(capsys, "evaluate", *arguments)
+    assert code == 2
+    lines = err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
+    assert "Traceback" not in err
+    after = [path for path in sorted(Path().rglob("*")) if "__pycache__" not in path.parts]
+    assert after == before
+
+
+def test_usage_errors_exit_2(capsys):
+    assert run(capsys, "evaluate", "--no-such-flag")[0] == 2
+    assert run(capsys, "evaluate", "--seed", "x")[0] == 2
+    assert run(capsys, "nothing")[0] == 2
+
+
+def test_help_and_version(capsys):
+    code, out, _ = run(capsys, "evaluate", "--help")
+    assert code == 0
+    flags = [
+        "model",
+        "checkpoint",
+        "reference",
+        "reference-checkpoint",
+        "data",
+        "split",
+        "attack",
+        "norm",
+        "eps",
+    ]
+    flags += ["n-examples", "sampling", "batch-size", "device", "seed", "out", "resume"]
+    for flag in flags:
+        assert f"--{flag}" in out
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "train" in out
+    code, out, _ = run(capsys, "--version")
+    assert code == 0
+    assert out.startswith("art-logits ")
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "PART_SIZE", 16)
+    attack_part, parts = evaluation._evaluate_part, []
+
+    def interrupted(*args):
+        parts.append(args)
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return attack_part(*args)
+
+    monkeypatch.setattr(evaluation, "_evaluate_part", interrupted)
+    code, _, err = run(capsys, "evaluate", *QUICK)
+    assert code == 130
+    last = err.strip().splitlines()[-1]
+    assert "interrupted" in last
+    assert "--resume --out art-logits-runs/digits-digits-at" in last
+    assert "Traceback" not in err
+    code, _, err = run(capsys, "evaluate", *QUICK, "--resume")
+    assert code == 0
+    assert len(parts) == 3
+    assert len(Records.load("art-logits-runs/digits-digits-at")) == 20
+
+
+def test_ctrl_c_before_anything_is_written(capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    code, _, err = run(capsys, "evaluate", *QUICK)
+    assert code == 130
+    assert "nothing was written" in err
+    monkeypatch.setattr(evaluate_cli, "_load_data", interrupted)
+    assert run(capsys, "evaluate")[0] == 130
+
+
+def test_too_little_memory_is_one_line(capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(evaluation, "evaluate", full)
+    code, _, err = run(capsys, "evaluate", *QUICK)
+    assert code == 2
+    assert err.strip() == "error: out of memory: try a smaller --batch-size"
+
+
+def test_missing_typer_says_what_to_install(capsys, monkeypatch):
+    for name in [key for key in sys.modules if key.partition(".")[0] == "typer"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    code, _, err = run(capsys, "evaluate")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert 'pip install "art-logits[evaluate]"' in err
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["evaluate", "--split", "valid"]])
+def test_python_m(arguments):
+    result = subprocess.run(
+        [sys.executable, "-m", "art_logits", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    if arguments == ["--version"]:
+        assert result.returncode == 0
+        assert result.stdout.startswith("art-logits ")
+    else:
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: split must be one of")

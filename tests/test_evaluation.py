@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from art_logits import AttackResult, TemperaturePGD, evaluation
+from art_logits.data import as_data, load_data
+from art_logits.evaluation import evaluate, resolve_device
+from art_logits.records import Records
+
+WEIGHT = torch.tensor([[2.0, -1.0, -1.0], [-1.0, 2.0, -1.0], [-1.0, -1.0, 2.0]])
+
+
+class Linear(nn.Module):
+    """Logits ``inputs @ WEIGHT.T``: the optimal Linf attack is known in closed form."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3, bias=False, dtype=dtype)
+        with torch.no_grad():
+            self.body.weight.copy_(WEIGHT)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.body(inputs)
+
+
+def samples(n: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = 0.3 + 0.4 * torch.rand(n, 3, generator=generator)
+    return inputs, inputs.argmax(dim=1)
+
+
+def values(records: Records, column: str) -> np.ndarray:
+    """A column as an array; vectors as rows."""
+    array = records.table[column].combine_chunks()
+    return np.array(array.to_pylist())
+
+
+def robust_in_closed_form(inputs: Tensor, eps: float) -> np.ndarray:
+    """The two largest inputs differ by d: eps moves the margin 3 d by -6 eps."""
+    top = inputs.topk(2, dim=1).values
+    return (top[:, 0] - top[:, 1] > 2 * eps).numpy()
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(evaluation, "PART_SIZE", 16)
+
+
+def test_linear_model_against_the_closed_form():
+    inputs, labels = samples(200)
+    records = evaluate(Linear(), (inputs, labels), attacks=TemperaturePGD(eps=0.05, steps=20))
+    assert (values(records, "temperature-pgd.success") == ~robust_in_closed_form(inputs, 0.05)).all()
+    assert np.allclose(values(records, "clean_logits"), inputs.double() @ WEIGHT.T.double(), atol=1e-6)
+    assert (values(records, "clean_prediction") == labels.numpy()).all()
+    assert (values(records, "temperature-pgd.distance") <= 0.05 + 1e-6).all()
+    prediction = values(records, "temperature-pgd.logits").argmax(axis=1)
+    assert (prediction == values(records, "temperature-pgd.prediction")).all()
+    assert (values(records, "temperature-pgd.success") == (prediction != labels.numpy())).all()
+
+
+def test_success_is_measured_against_the_label():
+    inputs, labels = samples(30)
+    wrong = (labels + 1) % 3
+    records = evaluate(Linear(), (inputs, wrong), attacks=lambda model, x, y: x)
+    assert values(records, "lambda.success").all()
+    assert (values(records, "lambda.distance") == 0).all()
+    assert records.robust().sum() == 0
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_no_result_depends_on_batch_parts_or_order(monkeypatch, batch_size):
+    inputs, labels = samples(40)
+    attack = TemperaturePGD(eps=0.08, steps=4, restarts=2)
+    whole = evaluate(Linear(torch.float64), (inputs, labels), attacks=attack)
+    monkeypatch.setattr(evaluation, "PART_SIZE", 9)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    data = (inputs[order], labels[order])
+    parts = evaluate(Linear(torch.float64), data, attacks=attack, batch_size=batch_size)
+    one, two = (r.to_frame().sort_values("sample_id", ignore_index=True) for r in (whole, parts))
+    for column in one.columns:
+        assert (np.stack(one[column]) == np.stack(two[column])).all(), column
+
+
+def test_reference_is_attacked_in_its_own_right():
+    inputs, labels = samples(20)
+    reference = nn.Sequential(nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        reference[0].weight.copy_(WEIGHT.roll(1, dims=0))
+    records = evaluate(
+        Linear(), (inputs, labels), attacks={"a": TemperaturePGD(eps=0.01)}, reference=reference
+    )
+    expected = (inputs @ WEIGHT.roll(1, dims=0).T).argmax(dim=1)
+    assert (values(records, "reference.clean_prediction") == expected.numpy()).all()
+    assert records.manifest["identity"]["reference"]["name"] == "Sequential"
+    assert records.manifest["passes"]["reference"]["forwards"] >= 40
+
+
+def test_manifest_says_what_decides_the_result():
+    inputs, labels = samples(10)
+    attack = TemperaturePGD(eps=0.01, steps=3)
+    records = evaluate(
+        Linear(), (inputs, labels), attacks={"mine": attack}, class_names="abc", command="art-logits", seed=4
+    )
+    identity = records.manifest["identity"]
+    assert identity["attacks"] == {"mine": json.loads(json.dumps(attack.config()))}
+    assert identity["class_names"] == ["a", "b", "c"]
+    assert identity["data"] == {"name": "arrays", "hash": as_data((inputs, labels)).fingerprint(), "n": 10}
+    assert identity["model"]["name"] == "Linear"
+    assert len(identity["model"]["hash"]) == 64
+    assert (identity["seed"], identity["bounds"], identity["reference"]) == (4, [0.0, 1.0], None)
+    assert records.manifest["versions"]["torch"] == torch.__version__
+    assert records.manifest["command"] == "art-logits"
+    assert records.manifest["complete"] is True
+
+
+class InterruptError(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_interrupted_runs_resume_to_the_same_records(tmp_path):
+    inputs, labels = samples(40)
+    attack = TemperaturePGD(eps=0.05, steps=5)
+    expected = evaluate(Linear(), (inputs, labels), attacks={"a": attack}).table
+    calls = []
+
+    class Failing(Linear):
+        def forward(self, inputs):
+            calls.append(len(inputs))
+            if len(calls) == 20:
+                raise InterruptError
+            return super().forward(inputs)
+
+    options = {"attacks": {"a": attack}, "out": tmp_path / "run", "model_name": "linear"}
+    with pytest.raises(InterruptError):
+        evaluate(Failing(), (inputs, labels), **options)
+    done = sorted(path.name for path in (tmp_path / "run" / "records").iterdir())
+    assert done
+    assert len(done) < 3
+    resumed = evaluate(Linear(), (inputs, labels), **options, resume=True)
+    assert resumed.table.equals(expected)
+    assert Records.load(tmp_path / "run").table.equals(expected)
+    fresh = evaluate(Linear(), (inputs, labels), attacks={"a": attack})
+    assert resumed.manifest["passes"] == fresh.manifest["passes"]
+    with pytest.raises(FileExistsError, match="holds another run"):
+        evaluate(Linear(), (inputs, labels), **options)
+    with pytest.raises(ValueError, match="seed"):
+        evaluate(Linear(), (inputs, labels), **options, resume=True, seed=1)
+
+
+def test_finished_parts_are_not_attacked_again(tmp_path):
+    inputs, labels = samples(5)
+    calls = []
+
+    def attack(model, x, y):
+        calls.append(len(x))
+        return x
+
+    for resume in (False, True):
+        evaluate(Linear(), (inputs, labels), attacks={"a": attack}, out=tmp_path / "run", resume=resume)
+    assert calls == [5]
+
+
+def test_passes_of_foreign_attacks_are_counted():
+    inputs, labels = samples(5)
+
+    def attack(model, x, y):
+        x.requires_grad_()
+        (grad,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
+        model(x[:3].detach())
+        assert model.body.out_features == 3
+        return (x + 0.01 * grad.sign()).clamp(0, 1)
+
+    records = evaluate(Linear(), (inputs, labels), attacks=attack, batch_size=3)
+    assert values(records, "attack.forwards").tolist() == [2, 2, 2, 2, 2]
+    assert values(records, "attack.backwards").tolist() == [1, 1, 1, 1, 1]
+    # One clean pass and one to verify, per sample.
+    assert records.manifest["passes"]["model"] == {"forwards": 20, "backwards": 5}
+
+
+def test_uneven_passes_keep_their_sum():
+    assert evaluation._spread(7, 3).tolist() == [3, 2, 2]
+
+
+def test_counted_model_says_what_it_lacks():
+    with pytest.raises(AttributeError, match="nothing"):
+        evaluation._Counted(Linear()).nothing  # noqa: B018
+
+
+def test_attack_may_return_a_result():
+    inputs, labels = samples(5)
+
+    def attack(model, x, y):
+        return TemperaturePGD(eps=0.1, steps=2)(model, x, y)
+
+    records = evaluate(Linear(), (inputs, labels), attacks=attack)
+    assert isinstance(attack(Linear(), inputs, labels), AttackResult)
+    assert records.manifest["passes"]["model"]["backwards"] == values(records, "attack.backwards").sum() > 0
+
+
+def test_foreign_attacks_work_on_copies_under_no_grad_and_inference_mode():
+    inputs, labels = samples(5)
+    model, before = Linear(), inputs.clone()
+
+    def attack(model, x, y):
+        assert torch.is_grad_enabled()
+        y.zero_()
+        return x.mul_(0.9)
+
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            records = evaluate(model, (inputs, labels), attacks=[attack, TemperaturePGD(eps=0.1, steps=1)])
+        assert torch.equal(inputs, before)
+        assert (values(records, "label") == labels.numpy()).all()
+
+
+def returns(result):
+    return lambda model, x, y: result(x)
+
+
+@pytest.mark.parametrize(
+    ("attack", "error", "message"),
+    [
+        (returns(lambda x: x + 5), ValueError, r"attack 'bad' must keep to the bounds \[0, 1\]"),
+        (returns(lambda x: x * torch.nan), ValueError, "must return finite inputs"),
+        (returns(lambda x: x[1:]), ValueError, r"must return inputs of shape \(5, 3\), got \(4, 3\)"),
+        (returns(lambda x: (x, x)), TypeError, "floating-point tensor or an AttackResult, got tuple"),
+        (returns(lambda x: (255 * x).long()), TypeError, r"got torch.int64"),
+    ],
+)
+def test_attacks_are_not_trusted(attack, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(Linear(), samples(5), attacks={"bad": attack})
+
+
+class Leaving:
+    """An attack that leaves its ball by a factor."""
+
+    def __init__(self, norm, eps, factor):
+        self.norm, self.eps, self.factor = norm, eps, factor
+
+    def __call__(self, model, x, y):
+        delta = torch.zeros_like(x)
+        delta[:, 0] = self.eps * self.factor
+        return x + delta
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("eps", [0.1, torch.full((5,), 0.1)])
+def test_the_ball_is_checked(norm, eps):
+    records = evaluate(Linear(), samples(5), attacks={"a": Leaving(norm, eps, 1.0)})
+    assert np.allclose(values(records, "a.distance"), 0.1, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=rf"attack 'a' must stay in its {norm} ball of radius 0.1, .* 0.1001"
+    ):
+        evaluate(Linear(), samples(5), attacks={"a": Leaving(norm, eps, 1.001)})
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_our_attack_passes_the_check_in_every_ball(norm):
+    records = evaluate(
+        nn.Sequential(nn.Flatten(), nn.Linear(768, 4)),
+        (torch.rand(20, 3, 16, 16), torch.arange(20) % 4),
+        attacks="temperature-pgd:steps=5",
+        norm=norm,
+        eps=0.25,
+    )
+    assert values(records, "temperature-pgd:steps=5.distance").max() <= 0.25 * (1 + 1e-4)
+
+
+def test_one_eps_per_sample_is_cut_to_the_parts(monkeypatch):
+    monkeypatch.setattr(evaluation, "PART_SIZE", 3)
+    inputs, labels = samples(8)
+    eps = torch.linspace(0, 0.1, 8)
+    records = evaluate(
+        Linear(), (inputs, labels), attacks={"a": TemperaturePGD(eps=eps, stop_on_success=False)}
+    )
+    assert np.allclose(values(records, "a.distance"), eps, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda x: (x, x), TypeError, "model must return a tensor of logits"),
+        (lambda x: x * torch.nan, ValueError, "model must return finite logits, got NaN"),
+        (lambda x: x.sum(dim=1), ValueError, "model must return logits"),
+        (nn.Linear(4, 3), ValueError, r"model fails on inputs of shape \(2, 3\): .*mat1"),
+        (lambda x: x[:, :2], ValueError, r"labels must lie in \[0, 2\)"),
+        (lambda x: x[:, : 3 if len(x) == 2 else 2], ValueError, "model must return 3 logits, got 2"),
+    ],
+)
+def test_models_that_give_no_logits(model, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(model, (torch.eye(3).repeat(2, 1), torch.arange(6) % 3), attacks="pgd")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"attacks": []}, ValueError, "at least one attack"),
+        ({"attacks": 3}, TypeError, "not iterable"),
+        ({"attacks": [3]}, TypeError, r"attacks must be TemperaturePGD objects, .* got int"),
+        ({"attacks": TemperaturePGD(targeted=True)}, ValueError, "an evaluation has no targets"),
+        ({"attacks": {"a.b": "pgd"}}, ValueError, "without a dot"),
+        ({"attacks": "pgd", "norm": "L3"}, ValueError, "norm must be one of"),
+        ({"attacks": "pgd", "resume": True}, ValueError, "resume needs out"),
+        ({"attacks": "pgd", "batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"attacks": "pgd", "class_names": ["a"]}, ValueError, "model's 3 classes, got 1 names$"),
+        ({"attacks": "pgd", "sample_ids": [1] * 5}, ValueError, "sample_ids must be distinct"),
+        (
+            {"attacks": "pgd", "reference": lambda x: x[:, :2]},
+            ValueError,
+            "must have the model's 3 classes, got 2",
+        ),
+        ({"attacks": "pgd", "device": "abacus"}, ValueError, "device must be auto, cpu or a GPU"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(Linear(), samples(5), **options)
+
+
+def test_bad_arguments_that_need_data():
+    data = load_data("digits").subset(10)
+    with pytest.raises(ValueError, match=r"bounds must be those of the data"):
+        evaluate(Linear(), data, attacks="pgd", bounds=(-1.0, 1.0))
+    with pytest.raises(ValueError, match="names from the data"):
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 11)), data, attacks="pgd")
+    data.default_eps.clear()
+    with pytest.raises(ValueError, match="eps must be given: the data has no default for Linf"):
+        evaluate(Linear(), data, attacks="pgd")
+
+
+def test_nothing_is_written_before_the_arguments_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="labels must lie in"):
+        evaluate(lambda x: x[:, :2], samples(20), attacks="pgd", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_model_comes_back_as_it_was():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3).eval(), nn.Dropout())
+    model[0].weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    flags = [weight.requires_grad for weight in model.parameters()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def rude(net, x, y):
+        net.train()
+        raise InterruptError
+
+    def attack(net, x, y):
+        assert not any(module.training for module in net.modules())
+        net.train()
+        return x
+
+    evaluate(model, samples(5), attacks=["pgd", attack])
+    with pytest.raises(InterruptError):
+        evaluate(model, samples(5), attacks=rude)
+    assert [module.training for module in model.modules()] == modes
+    assert [weight.requires_grad for weight in model.parameters()] == flags
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_no_global_random_state_is_touched():
+    model = Linear()
+    state = torch.get_rng_state()
+    evaluate(model, samples(5), attacks=["pgd"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_attacks_are_named_by_themselves():
+    attack = TemperaturePGD(eps=0.1, steps=1)
+    records = evaluate(
+        Linear(), samples(3), attacks=[attack, attack, "pgd:eps=0.1", Leaving("Linf", 0.1, 1.0)]
+    )
+    assert records.attacks == ["temperature-pgd", "temperature-pgd-2", "pgd:eps=0_1", "Leaving"]
+
+
+def test_own_sample_ids_and_data_class_names():
+    records = evaluate(Linear(), samples(3), attacks="pgd", sample_ids=[9, 5, 7])
+    assert values(records, "sample_id").tolist() == [9, 5, 7]
+    assert records.class_names == ["0", "1", "2"]
+
+
+def test_devices():
+    assert resolve_device("auto").type in {"cpu", "cuda"}
+    model = Linear()
+    records = evaluate(model, samples(3), attacks="pgd", device="cpu")
+    assert len(records) == 3
+    with pytest.raises(ValueError, match="device must be auto"):
+        resolve_device("cuda:99")
+
+
+def test_progress_goes_to_stderr_and_only_on_demand(capsys):
+    evaluate(Linear(), samples(3), attacks="pgd")
+    assert capsys.readouterr() == ("", "")
+    evaluate(Linear(), samples(3), attacks="pgd", progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3/3" in err

@@ -1,0 +1,273 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from art_logits import report
+from art_logits.records import Records
+from art_logits.report import format_class_table, render, write_outputs
+
+EVIL = "<script>alert(1)</script>"
+VOID = {"meta", "path", "rect", "use", "br"}
+
+
+class Page(HTMLParser):
+    """Collects the tags and texts of a page, and checks that every tag is closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts, self.open = [], [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.texts).split())
+
+
+@pytest.fixture
+def records(random_table, make_manifest):
+    table = random_table(60, 3, reference=True)
+    reference = {"name": "digits-standard", "hash": "bb"}
+    manifest = make_manifest(class_names=["cat", "dog", "frog"], reference=reference)
+    return Records(table, {**manifest, "passes": {"model": {"forwards": 7, "backwards": 5}}})
+
+
+def many_classes(random_table, num_classes):
+    return Records(random_table(5 * num_classes, num_classes))
+
+
+# ---- page ------------------------------------------------------------------------------------------------
+
+
+def test_page_states_the_result(records):
+    page = Page(render(records))
+    classes = records.classwise()
+    worst = classes.worst_class
+    assert f"net is right on {100 * classes.clean_accuracy:.1f}% of 60 samples of digits" in page.text
+    assert f"on {100 * classes.robust_accuracy:.1f}% (95 % interval" in page.text
+    assert f"The worst class is {worst.name} with {100 * worst.robust_accuracy:.1f}%" in page.text
+    assert f"The reference digits-standard: {100 * classes.reference.clean_accuracy:.1f}% clean" in page.text
+    assert "art-logits evaluate" in page.text
+    assert "steps 20, eps 0.1" in page.text
+    assert "torch 2.0" in page.text
+    assert "forwards 7, backwards 5" in page.text
+    assert [tag for tag, attributes in page.tags if attributes.get("class") == "worst"] == ["tr"]
+
+
+def test_page_needs_nothing_from_outside(records):
+    text = render(records)
+    assert "http" not in text
+    assert "//" not in re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    page = Page(text)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object"}
+    references = [value for _, attributes in page.tags for key, value in attributes.items() if "href" in key]
+    assert references
+    assert all(value.startswith("#") for value in references)
+
+
+def test_drawings_are_described_and_follow_the_theme(records):
+    text = render(records)
+    drawings = [attributes for tag, attributes in Page(text).tags if tag == "svg"]
+    assert len(drawings) == 5
+    assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
+    assert "the worst is" in drawings[0]["aria-label"]
+    assert "median" in drawings[1]["aria-label"]
+    assert "prefers-color-scheme: dark" in text
+    assert "currentColor" in text
+    assert "#01020" not in text
+
+
+def test_ids_are_unique_and_the_page_is_the_same_every_time(records):
+    text = render(records)
+    ids = [attributes["id"] for _, attributes in Page(text).tags if "id" in attributes]
+    assert ids
+    assert len(ids) == len(set(ids))
+    assert render(records) == text
+
+
+def test_drawing_leaves_matplotlib_as_it_was(records):
+    before = dict(matplotlib.rcParams)
+    render(records)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_names_are_text_not_markup(random_table, make_manifest):
+    manifest = make_manifest(
+        class_names=[EVIL, "$\\frac{1}", 'a"onload="b'],
+        model={"name": EVIL, "hash": EVIL},
+        data={"name": EVIL},
+        attacks={EVIL: {"loss": EVIL}, "plain": "an attack that only has a repr"},
+    )
+    text = render(Records(random_table(), {**manifest, "command": EVIL}))
+    page = Page(text)
+    assert EVIL not in text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [attributes for _, attributes in page.tags if "onload" in attributes]
+    assert EVIL in page.text
+    assert "an attack that only has a repr" in page.text
+    assert "$\\frac{1}" in page.text
+
+
+def test_names_of_attacks_are_text_not_markup(make_table):
+    clean = np.eye(2)
+    page = Page(render(Records(make_table([0, 1], clean, {"<b>bold": clean}))))
+    assert "b" not in {tag for tag, _ in page.tags}
+    assert "<b>bold" in page.text
+
+
+def test_page_without_reference_attack_or_manifest(make_table):
+    page = Page(render(Records(make_table([0, 1, 1], np.eye(3)[[0, 1, 0]], {}))))
+    assert "No attack ran: robust accuracy equals clean accuracy." in page.text
+    assert "Without samples, hence without values: 2." in page.text
+    assert "Fewer than 10 samples, hence wide intervals: 0, 1." in page.text
+    assert "The reference" not in page.text
+
+
+def test_a_run_without_trouble_has_no_warnings(make_table):
+    labels = [0, 1] * 10
+    clean = np.eye(2)[labels]
+    assert "Read this first" not in render(Records(make_table(labels, clean, {"pgd": clean})))
+
+
+def test_page_of_an_incomplete_run_with_vanishing_gradients_says_so(random_table, make_manifest):
+    table = random_table(20)
+    index = table.column_names.index("pgd.zero_gradients")
+    values = table.column(index).to_numpy().copy()
+    values[:3] = 1
+    table = table.set_column(index, table.schema.field(index), [values])
+    text = Page(render(Records(table, {**make_manifest(), "complete": False}))).text
+    assert "The run is not complete" in text
+    assert "pgd met gradients that were zero or not finite on 3 of 20 samples" in text
+    assert "tpgd met" not in text
+
+
+def test_page_of_many_classes_draws_the_worst(random_table):
+    records = many_classes(random_table, 60)
+    page = Page(render(records))
+    assert "The 40 worst classes." in page.text
+    assert len([tag for tag, _ in page.tags if tag == "tr"]) > 60
+
+
+def test_constant_quantities_can_be_drawn(make_table):
+    clean = np.eye(2)[[0, 1]]
+    assert "<svg" in render(Records(make_table([0, 1], clean, {"pgd": clean})))
+
+
+def test_extreme_values_are_gathered_in_the_outermost_bins():
+    edges = report._edges([np.r_[np.linspace(0, 1, 1000), 1e6].astype(np.float32)])
+    assert edges[-1] < 1.01
+    assert len(edges) == 41
+
+
+# ---- files -----------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_written_and_agree(records, tmp_path):
+    write_outputs(records, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("summary.json", "classwise.csv", "logits.csv", "report.html"),
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    frame = pd.read_csv(tmp_path / "classwise.csv")
+    assert summary["robust_accuracy"] == pytest.approx(records.robust().mean())
+    assert summary["worst_class"]["robust_accuracy"] == pytest.approx(frame["robust_accuracy"].min())
+    logits = pd.read_csv(tmp_path / "logits.csv").set_index(["model", "condition", "quantity"])
+    margin = summary["logits"]["reference"]["adversarial"]["margin"]["q05"]
+    assert logits.loc[("reference", "adversarial", "margin"), "q05"] == pytest.approx(margin)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(records)
+
+
+def test_outputs_replace_older_ones(records, tmp_path):
+    (tmp_path / "summary.json").write_text("old")
+    write_outputs(records, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["n"] == 60
+
+
+def test_outputs_need_a_folder(records, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"out: expected an existing folder, got .*missing; create it"
+    ):
+        write_outputs(records, tmp_path / "missing")
+
+
+# ---- terminal --------------------------------------------------------------------------------------------
+
+
+def test_class_table_by_hand(make_table, make_manifest):
+    a, b = [1, 0, 0], [0, 1, 0]
+    table = make_table([0, 0, 1, 1], [a, a, b, a], {"pgd": [a, b, a, b]})
+    lines = format_class_table(Records(table, make_manifest(class_names=["cat", "dog", "frog"]))).splitlines()
+    assert [line.split() for line in lines if "---" not in line] == [
+        ["class", "n", "clean", "pgd", "all", "attacks", "95", "%"],
+        ["cat", "2", "100.0%", "50.0%", "50.0%", "9.5-90.5%"],
+        ["dog", "2", "50.0%", "0.0%", "0.0%", "0.0-65.8%", "worst"],
+        ["frog", "0", "-", "-", "-", "-"],
+        ["overall", "4", "75.0%", "25.0%", "25.0%", "4.6-69.9%"],
+    ]
+    assert len({len(line.removesuffix("  worst")) for line in lines}) == 1
+
+
+def test_class_table_fits_a_terminal(make_table, make_manifest):
+    labels = list(range(10)) * 3
+    logits = np.eye(10)[labels]
+    names = [f"a very long name of the class number {index}" for index in range(10)]
+    attacks = {"temperature-pgd:steps=50,restarts=2": logits, "temperature-pgd:steps=50,restarts=3": logits}
+    text = format_class_table(Records(make_table(labels, logits, attacks), make_manifest(class_names=names)))
+    assert max(map(len, text.splitlines())) <= 100
+    # What tells long names apart is kept.
+    assert "tempera…tarts=2" in text
+    assert "tempera…tarts=3" in text
+    assert "a very …mber 7" in text
+
+
+def test_class_table_aligns_wide_characters_and_strips_control_characters(make_table, make_manifest):
+    logits = np.eye(3)
+    names = ["猫", "\x1b[31mred", "cafe\u0301"]
+    text = format_class_table(
+        Records(make_table([0, 1, 2], logits, {"pgd": logits}), make_manifest(class_names=names))
+    )
+    assert "\x1b" not in text
+    assert "?[31mred" in text
+    widths = {report._width(line.removesuffix("  worst")) for line in text.splitlines()}
+    assert len(widths) == 1
+
+
+def test_class_table_of_many_classes_shows_the_worst(random_table):
+    records = many_classes(random_table, 60)
+    lines = format_class_table(records).splitlines()
+    assert "(10 more robust classes are not shown)" in lines
+    assert lines[2].endswith("worst")
+    assert lines[2].split()[0] == records.classwise().worst_class.name
+    assert lines[-1].startswith("overall")
+
+
+@pytest.mark.parametrize("limit", [5, 6, 11])
+@pytest.mark.parametrize("text", ["short", "a rather long name", "長い名前です長い", "ab" * 20])
+def test_middle_keeps_both_ends_within_the_limit(text, limit):
+    short = report._middle(text, limit)
+    assert report._width(short) <= limit
+    if short != text:
+        head, tail = short.split("…")
+        assert text.startswith(head)
+        assert text.endswith(tail)
+        assert tail
