@@ -118,22 +118,29 @@ def epsilons(value: object) -> float | Tensor:
     return number("eps", value, at_least=0.0)
 
 
-def step_lengths(value: Tensor) -> Tensor:
-    """Return ``step_size`` as a floating tensor of lengths > 0 (one per sample, or per element).
+def step_lengths(value: Tensor, *, name: str = "step_size") -> Tensor:
+    """Return step sizes as a floating tensor of lengths > 0 (one per sample, or per element).
 
     Raises:
         TypeError: not floating point.
         ValueError: not positive, or not finite.
     """
     if not value.is_floating_point():
-        raise TypeError(f"step_size must be a floating-point tensor, got {value.dtype}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
     if not bool((value.isfinite() & (value > 0)).all()):
-        raise ValueError("step_size must be finite and > 0 for every sample")
+        raise ValueError(f"{name} must be finite and > 0 for every sample")
     return value.detach()
 
 
-def inputs(value: object, limits: Bounds) -> Tensor:
+def inputs(
+    value: object,
+    limits: Bounds,
+    *,
+    remedy: str = "undo the normalisation and put it inside the model, or pass bounds=",
+) -> Tensor:
     """Return inputs ``(N, ...)``: a non-empty floating tensor within ``limits``.
+
+    ``remedy`` ends the message about values outside the limits: a host has its own ways to set these right.
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -153,10 +160,7 @@ def inputs(value: object, limits: Bounds) -> Tensor:
     if bool(((value < low) | (value > high)).any()):
         span = f"[{float(low.min()):g}, {float(high.max()):g}]"
         found = f"[{float(value.min()):g}, {float(value.max()):g}]"
-        raise ValueError(
-            f"inputs must lie within bounds {span}, got values in {found}: undo the normalisation and put it "
-            "inside the model, or pass bounds="
-        )
+        raise ValueError(f"inputs must lie within bounds {span}, got values in {found}: {remedy}")
     return value.detach()
 
 

@@ -8,6 +8,7 @@ sample's result depends on the model, the sample, its label, the config, the see
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable
@@ -248,9 +249,9 @@ class TemperaturePGD:
             landed, slots = landed.join(slots.take(done)), slots.take(~done)
             if len(landed) >= size or not (len(waiting) or len(slots)):
                 # A last iterate needs no gradient: these are evaluated together, forward only.
-                ready, landed = landed.take(slice(size)), landed.take(slice(size, None))
-                unsolved = ~book.enter(ready, book.forward(ready), final=True)
-                waiting = torch.cat([waiting, ready.take(unsolved).next_restarts(self.restarts)])
+                unsolved = ~book.enter(landed, book.forward(landed), final=True)
+                waiting = torch.cat([waiting, landed.take(unsolved).next_restarts(self.restarts)])
+                landed = landed.take(slice(0))
         return book.result()
 
 
@@ -443,8 +444,6 @@ class _Book:
         return _checks.per_sample("loss", self.loss(logits / scale.unsqueeze(1), goals), len(goals))
 
     def _pass(self, slots: _Slots, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        if not len(slots):
-            return self.logits[:0], slots.x
         for counter in (self.forwards, self.backwards):
             counter.index_add_(0, slots.index, torch.ones_like(slots.index))
         with torch.enable_grad():
@@ -477,9 +476,12 @@ class _Book:
     def _outcome(self, logits: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         """Margin, larger = more adversarial, and success, by the prediction that a user would recompute."""
         hit = logits.argmax(dim=1) == goals
-        if self.attack.targeted:
-            return label_margin(logits, goals), hit
-        return -label_margin(logits, goals), ~hit
+        margin, success = label_margin(logits, goals), hit
+        if not self.attack.targeted:
+            margin, success = -margin, ~hit
+        # A point at which the model breaks down is no adversarial example.
+        broken = logits.isnan().any(dim=1)
+        return margin.masked_fill(broken, -torch.inf), success & ~broken
 
     def result(self) -> AttackResult:
         lost = int((self.zeros > 0).sum())
@@ -508,6 +510,15 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, functools.partial):
+        return {
+            "function": _plain(value.func),
+            "args": _plain(value.args),
+            "keywords": _plain(value.keywords),
+        }
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     if callable(value):
-        return getattr(value, "__qualname__", None) or repr(value)
+        # An instance by its class: its default repr holds an address, which no second process shares.
+        return getattr(value, "__qualname__", None) or type(value).__qualname__
     return value

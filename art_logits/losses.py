@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor
 
@@ -42,7 +43,8 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio (Croce & Hein 2020), ``margin / (z_(1) - z_(3) + 1e-12)``.
 
     With two classes there is no third logit, and ``z_(1) - z_(2)`` would make the ratio constant: the
-    gap is detached there, which keeps the scale invariance and the margin's gradient.
+    gap is detached there, which keeps the scale invariance and the margin's gradient. So it is where the
+    label holds the third logit itself, where the ratio is constant too (a target often does).
 
     >>> dlr(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([1]))
     tensor([-0.5000])
@@ -52,6 +54,8 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     else:
         top = logits.topk(3, dim=1).values
         scale = top[:, 0] - top[:, 2]
+        third = logits.gather(1, labels.unsqueeze(1)).squeeze(1) == top[:, 2]
+        scale = torch.where(third, scale.detach(), scale)
     return margin(logits, labels) / (scale + 1e-12)
 
 

@@ -35,7 +35,7 @@ class StepSizes(NamedTuple):
         return lengths * unit if self.relative else lengths.expand_as(unit)
 
 
-def resolve(step_size: object, steps: int) -> StepSizes:
+def resolve(step_size: object, steps: int, *, name: str = "step_size") -> StepSizes:
     """Tabulate the argument ``step_size`` of the attack.
 
     Args:
@@ -45,6 +45,7 @@ def resolve(step_size: object, steps: int) -> StepSizes:
             the inputs; or a tensor of one length > 0 per sample or per element, of which every step
             is the multiple 1.
         steps: number of steps.
+        name: what the argument is called in messages; the hosts have names of their own.
 
     Raises:
         TypeError: none of these, or a tensor of integers.
@@ -54,15 +55,15 @@ def resolve(step_size: object, steps: int) -> StepSizes:
     [2.0, 1.5, 1.0, 0.5]
     """
     if isinstance(step_size, str):
-        _checks.choice("step_size", step_size, ("cosine", "linear"))
+        _checks.choice(name, step_size, ("cosine", "linear"))
         phase = torch.arange(steps, dtype=torch.float64) / max(steps, 1)
         decay = 1 + torch.cos(math.pi * phase) if step_size == "cosine" else 2 * (1 - phase)
         return StepSizes(decay, relative=True)
     if isinstance(step_size, Tensor):
-        _checks.step_lengths(step_size)
+        _checks.step_lengths(step_size, name=name)
         return StepSizes(torch.ones(steps, dtype=torch.float64), relative=True)
     if callable(step_size):
-        values = [_checks.number("step_size", step_size(t, steps), above=0.0) for t in range(steps)]
+        values = [_checks.number(name, step_size(t, steps), above=0.0) for t in range(steps)]
     else:
-        values = [_checks.number("step_size", step_size, above=0.0)] * steps
+        values = [_checks.number(name, step_size, above=0.0)] * steps
     return StepSizes(torch.tensor(values, dtype=torch.float64), relative=False)

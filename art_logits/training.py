@@ -43,6 +43,8 @@ HISTORY = "history.json"
 class Recipe:
     """How a model was trained: every argument of :func:`fit` that shapes the result."""
 
+    model: str
+    data: str
     method: Method
     attack: TemperaturePGD
     epochs: int
@@ -152,7 +154,7 @@ def fit(
         data: anything :func:`art_logits.data.as_data` takes, such as ``(inputs, labels)``.
         method: ``"pgd-at"``, ``"trades"`` or ``"standard"``.
         attack: the inner maximisation; by default 5 steps of eps / 2 at T = 1 in Linf, at the data's
-            default eps. TRADES replaces its loss.
+            default eps. TRADES replaces its loss and its temperature.
         validation: data for the clean and robust accuracy after each epoch; the robust one is under
             ``attack`` with twice its steps.
         epochs: passes over the data.
@@ -182,7 +184,13 @@ def fit(
     train, held_out = as_data(data), None if validation is None else as_data(validation)
     device = next(model.parameters()).device if device is None else torch.device(device)
     model.to(device)
+    folder = None if out is None else Path(out)
+    if precision == "auto" and resume and folder is not None and (folder / CHECKPOINT).exists():
+        # A probe may decide otherwise today.
+        precision = torch.load(folder / CHECKPOINT, weights_only=True)["recipe"]["precision"]
     recipe = Recipe(
+        model=type(model).__qualname__,
+        data=train.fingerprint(),
         method=method,
         attack=_inner_attack(method, attack, train),
         epochs=_checks.integer("epochs", epochs, at_least=1),
@@ -196,7 +204,7 @@ def fit(
         precision=_pick_precision(precision, model, train, device),
         seed=_checks.integer("seed", seed, at_least=0),
     )
-    run = _Run(model, recipe, train, device, Path(out) if out is not None else None)
+    run = _Run(model, recipe, train, device, folder)
     run.prepare_folder(resume=resume)
     while run.epoch < recipe.epochs:
         run.train_epoch(progress=progress)
@@ -219,6 +227,9 @@ def _inner_attack(method: str, attack: TemperaturePGD | None, data: Data) -> Tem
         attack = TemperaturePGD(eps=eps, steps=5, step_size=eps / 2, temperature=1.0, bounds=data.bounds)
     if attack.targeted:
         raise ValueError("attack must be untargeted: training has no target classes")
+    if method == "trades":
+        # Its inner KL compares with the clean probabilities, which are those at T = 1.
+        attack = replace(attack, temperature=1.0)
     # Training wants the strongest example of every sample, also of those that are already wrong.
     return replace(attack, stop_on_success=False, keep="last")
 
@@ -350,6 +361,11 @@ class _Run:
                     "the last epoch's checkpoint is kept"
                 )
             total += loss * len(chunk)
+        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            raise FloatingPointError(
+                f"weights became NaN or infinite at the end of epoch {self.epoch + 1}: lower lr; "
+                "the last epoch's checkpoint is kept"
+            )
         self.epoch += 1
         self.history.rows.append(
             {

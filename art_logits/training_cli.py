@@ -18,9 +18,7 @@ def train(
     model: Annotated[
         str, typer.Option(help="Architecture, as <module or FILE.py>:<factory>.")
     ] = "art_logits.models:DigitsNet",
-    data: Annotated[
-        str, typer.Option(help="Data spec, as for evaluate; the train split.")
-    ] = "digits",
+    data: Annotated[str, typer.Option(help="Data spec, as for evaluate; the train split.")] = "digits",
     validation: Annotated[
         str | None, typer.Option(help="Data spec to measure after each epoch. [default: --data's test split]")
     ] = None,

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from art_logits.balls import BALLS
+from art_logits.starts import generator, random_points, sample_hashes
+
+big = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.integers(0, 2**64 - 1), big, st.integers(0, 100))
+def test_a_start_is_keyed_by_seed_id_and_restart(seed: int, sample_id: int, restart: int) -> None:
+    first = generator(seed, sample_id, restart).random(4)
+    np.testing.assert_array_equal(generator(seed, sample_id, restart).random(4), first)
+    for other in (
+        generator((seed + 1) % 2**64, sample_id, restart),
+        generator(seed, sample_id ^ 1, restart),
+        generator(seed, sample_id, restart + 1),
+    ):
+        assert (other.random(4) != first).any()
+
+
+def test_keys_do_not_run_into_each_other() -> None:
+    """(1, 2, 3) in another order, or with its words shifted, is another key."""
+    keys = [(1, 2, 3), (3, 2, 1), (2, 1, 3), (0, 1, 2), (1, 0, 2), (1, 2, 0), (1, -2, 3)]
+    # Each number takes 64 bits, whether it needs them or not.
+    keys += [(1, 2 << 32, 0), (1 << 32, 2, 0), (1, 0, 2 << 32)]
+    drawn = {generator(*key).random() for key in keys}
+    assert len(drawn) == len(keys)
+
+
+def points(**changes: Any) -> torch.Tensor:
+    settings: dict[str, Any] = {"seed": 3, "sample_ids": [5, -6, 7], "restarts": [0, 0, 1]}
+    settings |= changes
+    return random_points(BALLS["L2"], torch.zeros(len(settings["sample_ids"]), 2, 3), **settings)
+
+
+def test_points_depend_on_neither_order_nor_neighbours() -> None:
+    together = points()
+    assert torch.equal(points(sample_ids=[7, 5, -6], restarts=[1, 0, 0]), together[[2, 0, 1]])
+    assert torch.equal(points(sample_ids=[-6], restarts=[0]), together[[1]])
+
+
+def test_points_change_with_the_seed_and_the_restart() -> None:
+    assert not torch.equal(points(seed=4), points())
+    assert bool((points(restarts=[1, 1, 2]) != points()).flatten(1).any(dim=1).all())
+
+
+def test_points_have_the_shape_and_precision_of_their_model() -> None:
+    like = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    drawn = random_points(BALLS["Linf"], like, seed=0, sample_ids=[1, 2], restarts=[0, 0])
+    assert drawn.shape == like.shape
+    assert drawn.dtype == like.dtype
+
+
+def test_no_samples_no_points() -> None:
+    drawn = random_points(BALLS["L1"], torch.zeros(0, 4), seed=0, sample_ids=[], restarts=[])
+    assert drawn.shape == (0, 4)
+
+
+def test_ids_and_restarts_must_match() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        random_points(BALLS["L2"], torch.zeros(2, 4), seed=0, sample_ids=[1, 2], restarts=[0])
+
+
+def test_no_global_random_state() -> None:
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    points()
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_hashes_go_by_bytes_and_label() -> None:
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.rand(20, 1, 4, 4, generator=rng)
+    labels = torch.arange(20) % 3
+    ids = sample_hashes(inputs, labels)
+    assert ids.dtype == np.int64
+    assert len(set(ids.tolist())) == 20
+    order = torch.randperm(20, generator=rng)
+    np.testing.assert_array_equal(sample_hashes(inputs[order], labels[order]), ids[order.numpy()])
+    np.testing.assert_array_equal(sample_hashes(inputs[3:4], labels[3:4]), ids[3:4])
+    assert (sample_hashes(inputs, labels + 1) != ids).all()
+    touched = inputs.clone()
+    touched[:, 0, 0, 0] += 1e-3
+    assert (sample_hashes(touched, labels) != ids).all()
+
+
+def test_hashes_see_through_memory_layout_and_precision() -> None:
+    inputs = torch.rand(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, -1])
+    ids = sample_hashes(inputs, labels)
+    np.testing.assert_array_equal(sample_hashes(inputs.to(memory_format=torch.channels_last), labels), ids)
+    np.testing.assert_array_equal(sample_hashes(inputs.double(), labels), ids)
