@@ -401,10 +401,12 @@ def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> pa.Table:
 
 
 def _rows_of(attack: Attack, rows: slice) -> Attack:
-    """The attack on these rows: one eps per sample is cut to them."""
-    if isinstance(attack, TemperaturePGD) and isinstance(attack.eps, Tensor) and attack.eps.ndim:
-        return dataclasses.replace(attack, eps=attack.eps[rows])
-    return attack
+    """The attack on these rows: eps and step sizes, one per sample, are cut to them."""
+    if not isinstance(attack, TemperaturePGD):
+        return attack
+    lengths = {name: getattr(attack, name) for name in ("eps", "step_size")}
+    cut = {name: value[rows] for name, value in lengths.items() if isinstance(value, Tensor) and value.ndim}
+    return dataclasses.replace(attack, **cut) if cut else attack
 
 
 def _attack(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,7 @@ def measure(case: dict[str, Any], data_dir: Path) -> list[dict[str, Any]]:
     eps = parse_number(case["eps"])
     robust, rows = {}, []
     for name, attack in attacks(eps, case["norm"]).items():
-        began = time.perf_counter()
         records = evaluate(model, data, attacks={"attack": attack}, batch_size=256)
-        seconds = time.perf_counter() - began
         robust[name] = records.robust()
         report = records.classwise()
         passes = {kind: int(records.column(f"attack.{kind}").sum()) for kind in ("forwards", "backwards")}
@@ -70,7 +67,6 @@ def measure(case: dict[str, Any], data_dir: Path) -> list[dict[str, Any]]:
                 "worst_class": report.worst_class.name,
                 "worst_robust": report.worst_class.robust_accuracy,
                 **passes,
-                "seconds": round(seconds, 2),
             }
         )
         print(f"{case['name']}: {name}: {rows[-1]['robust']} of {len(data)} left", flush=True)
