@@ -405,7 +405,9 @@ def _rows_of(attack: Attack, rows: slice) -> Attack:
     if not isinstance(attack, TemperaturePGD):
         return attack
     lengths = {name: getattr(attack, name) for name in ("eps", "step_size")}
-    cut = {name: value[rows] for name, value in lengths.items() if isinstance(value, Tensor) and value.ndim}
+    cut: dict[str, Any] = {
+        name: value[rows] for name, value in lengths.items() if isinstance(value, Tensor) and value.ndim
+    }
     return dataclasses.replace(attack, **cut) if cut else attack
 
 
