@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 import torch
 
+from . import _checks
 from ._extras import require
 
 typer = require("typer", extra="evaluate")
@@ -44,6 +45,7 @@ def train(
     """Train a classifier, adversarially or not, and keep its averaged weights as safetensors."""
     from .attack import TemperaturePGD
     from .data import load_data
+    from .evaluation import resolve_device
     from .models import load_model
     from .presets import parse_number
     from .training import WEIGHTS, fit
@@ -53,6 +55,7 @@ def train(
     held_out = load_data(validation or data, split="test")
     if len(held_out) > n_validation:
         held_out = held_out.subset(n_validation, seed=seed)
+    _checks.choice("norm", norm, training_data.default_eps)
     radius = training_data.default_eps[norm] if eps is None else parse_number(eps)
     attack = TemperaturePGD(
         eps=radius,
@@ -65,7 +68,7 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = load_model(model)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = resolve_device(device)
     typer.echo(f"training {model} by {method} on {training_data.name} (n={len(training_data)}), {attack}")
     history = fit(
         net,
