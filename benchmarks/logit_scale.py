@@ -87,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--config", type=Path, default=HERE / "configs" / "losses.json")
+    parser.add_argument("--config", type=Path, default=HERE / "configs" / "logit_scale.json")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     cases = json.loads(arguments.config.read_text())

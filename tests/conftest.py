@@ -255,3 +255,26 @@ def linear() -> ExactModel:
 def curved() -> ExactModel:
     """As ``linear``, with logits quadratic in the pixels: steps can overshoot."""
     return ExactModel(3, 64, quadratic=2.0)
+
+
+@pytest.fixture(scope="session")
+def distilled() -> nn.Module:
+    """A student distilled at temperature 20 (Papernot et al. 2016) and used at 1: enormous logits."""
+
+    from art_logits.data import load_data
+
+    def train(target: Tensor | None) -> nn.Module:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        goal: Tensor = labels if target is None else target
+        for _ in range(300):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images) / 20, goal).backward()
+            optimizer.step()
+        return net.eval()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        data = load_data("digits", split="train")
+        images, labels = data.batch(slice(0, len(data)))
+        return train((train(None)(images) / 20).softmax(dim=1).detach())

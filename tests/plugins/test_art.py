@@ -291,6 +291,34 @@ def test_a_power_of_two_on_the_logits_changes_no_bit(x: Any, y: Any) -> None:
     assert np.array_equal(plain, small)
 
 
+class Scaled(nn.Module):
+    """Logits times a factor: the same decisions, the same robustness."""
+
+    def __init__(self, net: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) * self.factor  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("name", "swing"), [("digits-at", 0.03), ("distilled", 0.3)])
+def test_other_factors_on_the_logits_flip_next_to_nothing(
+    name: str, swing: float, distilled: nn.Module
+) -> None:
+    net = distilled if name == "distilled" else load_model(name)
+    x, y = (tensor.numpy() for tensor in next(load_data("digits").batches(200)))
+    options = {"eps": 0.1, "eps_step": 0.025, "max_iter": 20, "verbose": False}
+    right, host = {}, []
+    for factor in (1.0, 1e-3, 10.0, 100.0, 1000.0):
+        classifier = wrap(Scaled(net, factor))
+        found = TemperaturePGD(classifier, **options).generate(x, y)
+        right[factor] = classifier.predict(found).argmax(axis=1) == y
+        assert (right[factor] != right[1.0]).mean() <= 0.005
+        host.append(accuracy(classifier, ProjectedGradientDescent(classifier, **options).generate(x, y), y))
+    assert max(host) - min(host) >= swing
+
+
 def test_an_integer_seed_fixes_everything(robust: PyTorchClassifier, x: Any, y: Any) -> None:
     attack = TemperaturePGD(robust, **QUICK, num_random_init=1, random_eps=True, seed=5)
     state = np.random.get_state()[1].copy()  # noqa: NPY002 (ART's generator)

@@ -718,27 +718,6 @@ def all_digits() -> tuple[Tensor, Tensor]:
     return load_data("digits").batch(slice(0, 500))
 
 
-@pytest.fixture(scope="module")
-def distilled() -> nn.Module:
-    """A student distilled at temperature 20 (Papernot et al. 2016) and used at 1: enormous logits."""
-
-    def train(target: Tensor | None) -> nn.Module:
-        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-        goal: Tensor = labels if target is None else target
-        for _ in range(300):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images) / 20, goal).backward()
-            optimizer.step()
-        return net.eval()
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        data = load_data("digits", split="train")
-        images, labels = data.batch(slice(0, len(data)))
-        return train((train(None)(images) / 20).softmax(dim=1).detach())
-
-
 class TestLogitScale:
     """What scaling the logits does to the two attacks: nothing, and as good as everything."""
 
