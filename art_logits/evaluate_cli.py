@@ -176,14 +176,15 @@ def _load_model(spec: str, checkpoint: Path | None, data: Data) -> _Named:
     inputs, _ = data.batch([0])
     classes = None if data.class_names is None else len(data.class_names)
     model = load_model(spec, checkpoint=checkpoint, num_classes=classes, in_channels=inputs.shape[1])
-    return _Named(spec, model)
+    # The same architecture with other weights is another model: a model and its reference, say.
+    return _Named(spec if checkpoint is None else f"{spec} ({checkpoint.name})", model)
 
 
 def _default_folder(data: str, model: str, *, resume: bool) -> Path:
     """``art-logits-runs/DATA-MODEL``; where it holds a run, numbered from 2, or the last one to resume."""
     location, colon, factory = model.rpartition(":")
     short = f"{Path(location).stem}-{factory}" if colon else model
-    base = RUNS / re.sub(r"[^A-Za-z0-9_-]+", "-", f"{data}-{short}")
+    base = RUNS / re.sub(r"[^A-Za-z0-9_-]+", "-", f"{data}-{short}").strip("-")
     number, folder, last = 1, base, base
     while folder.exists() and (folder.is_file() or any(folder.iterdir())):
         number, last = number + 1, folder

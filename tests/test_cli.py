@@ -86,11 +86,15 @@ def test_own_data_and_model(capsys, npz, net):
     assert "reference none" in out
     identity = Records.load("mine").manifest["identity"]
     assert (identity["seed"], identity["norm"], identity["data"]["n"]) == (3, "L2", 7)
+    assert identity["model"]["name"] == "nets.py:net (weights.pt)"
     assert identity["attacks"]["pgd:steps=2"]["eps"] == 8 / 255
     assert Records.load("mine").table["sample_id"].to_pylist() == list(range(7))
     code, _, _ = run(capsys, "evaluate", "--model", net, "--data", npz, *QUICK)
     assert code == 0
     assert Path("art-logits-runs/set-nets-net/report.html").exists()
+    code, _, _ = run(capsys, "evaluate", "--model", net, "--checkpoint", "weights.pt", "--data", npz, *QUICK)
+    assert code == 0
+    assert Path("art-logits-runs/set-nets-net-weights-pt/report.html").exists()
 
 
 def test_the_default_folder_is_numbered_and_a_given_one_is_not(capsys):
