@@ -229,7 +229,9 @@ def test_npz_files_that_are_none(tmp_path):
 
 
 def test_unknown_specs():
-    with pytest.raises(ValueError, match=r"data must be one of digits or a file .*did you mean digits"):
+    with pytest.raises(
+        ValueError, match=r"data must be one of digits, mnist, .*, an existing folder .*did you mean digits"
+    ):
         load_data("digit")
     with pytest.raises(ValueError, match="split must be one of test, train"):
         load_data("digits", split="valid")
