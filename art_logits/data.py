@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 from . import _checks
 from ._extras import require
 from .image_sets import Fit, ImageSet, read_folder, read_zip
+from .npz import read_array
 from .torchvision_sets import TORCHVISION_SETS, Arrays, read_torchvision
 
 __all__ = ["Data", "as_data", "load_data"]
@@ -310,7 +312,9 @@ def load_data(
         (the test split may be called ``val``), decoded batch by batch. Classes are in alphabetical order.
         ``FILE.npz``: ``x`` (``(N,H,W)``, ``(N,H,W,C)`` or ``(N,C,H,W)``, uint8 or floats in ``[0, 1]``) and
         ``y`` ``(N,)``, with optional ``class_names``; or Keras' ``x_train, y_train, x_test, y_test``, of
-        which ``split`` chooses. A file or folder without splits holds one, whichever is asked for.
+        which ``split`` chooses. Pixels that ``numpy.savez`` wrote stay in the file; those of
+        ``savez_compressed`` are read into memory. A file or folder without splits holds one, whichever is
+        asked for.
 
     Args:
         spec: what to load.
@@ -416,7 +420,7 @@ def _npz(path: Path, split: str, fit: Fit) -> Data:
         raise ValueError(f"data file {str(path)!r} is no .npz archive: save it with numpy.savez")
     with archive:
         x_key, y_key = _npz_keys(archive.files, path, split)
-        x, y = _guarded(path, lambda: (archive[x_key], archive[y_key]))
+        x, y = _guarded(path, lambda: (read_array(archive, path, x_key), archive[y_key]))
         names = _guarded(path, lambda: archive["class_names"].tolist()) if "class_names" in archive else None
     return _image_data(path.stem, x, y, names)
 
@@ -432,11 +436,25 @@ def _npz_keys(keys: Sequence[str], path: Path, split: str) -> tuple[str, str]:
     )
 
 
+#: What reading an archive raises on damage; RuntimeError also on encryption and unknown compression.
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
+
+
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
     """Read from an archive, or say what is wrong with the file."""
     try:
         return read()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except _ARCHIVE_ERRORS as error:
         if "pickle" in str(error):
             raise ValueError(
                 f"data file {str(path)!r} holds pickled Python objects, which could run code: save x and y "
