@@ -329,7 +329,7 @@ def load_data(
         The data. Ids are the positions in the split; of image files, in the order of class and path.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the file or folder is not there.
         ValueError: for an unknown spec or split, a file that cannot be read as such data, or an option that
             the data does not take.
         TypeError: for labels or pixels of a wrong type.
@@ -357,6 +357,8 @@ def load_data(
 def _file(name: str, path: Path, split: str, fit: Fit) -> Data:
     """The data of a file, by its suffix."""
     loader = _BY_SUFFIX.get(path.suffix.lower())
+    if loader is None and path.name != name and not path.exists():  # a path, not a name
+        raise FileNotFoundError(f"data: there is no folder {name!r}")
     if loader is None:
         known = [*_NAMED, *TORCHVISION_SETS]
         raise ValueError(

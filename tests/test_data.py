@@ -262,13 +262,14 @@ def test_an_npz_whose_header_claims_more_than_it_holds(tmp_path):
         load_data(tmp_path / "claim.npz")
 
 
-def test_other_versions_of_the_array_format_are_left_to_numpy(tmp_path):
+@pytest.mark.parametrize("member", ["x.npy", "x"])
+def test_other_versions_of_the_array_format_are_left_to_numpy(tmp_path, member):
     file = io.BytesIO()
     np.lib.format.write_array(file, np.full((2, 8, 8), 51, np.uint8), version=(3, 0))
     y = io.BytesIO()
     np.save(y, np.zeros(2, int))
     with zipfile.ZipFile(tmp_path / "three.npz", "w") as archive:
-        archive.writestr("x.npy", file.getvalue())
+        archive.writestr(member, file.getvalue())
         archive.writestr("y", y.getvalue())
     assert float(load_data(tmp_path / "three.npz").batch([1])[0].max()) == pytest.approx(0.2)
 
@@ -303,6 +304,8 @@ def test_unknown_specs():
         ValueError, match=r"data must be one of digits, mnist, .*, an existing folder .*did you mean digits"
     ):
         load_data("digit")
+    with pytest.raises(FileNotFoundError, match="data: there is no folder 'nowhere/cats'"):
+        load_data("nowhere/cats")
     with pytest.raises(ValueError, match="split must be one of test, train"):
         load_data("digits", split="valid")
 
