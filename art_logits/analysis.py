@@ -369,6 +369,7 @@ class Comparison:
         p_holm: the same after Holm's correction over the classes.
         overall: the same over all classes: ``support, robust_a, robust_b, difference, only_a, only_b,
             p_value``.
+        ranks: rank correlation of the classes' robust accuracies: are the same classes weak in both?
     """
 
     class_names: tuple[str, ...]
@@ -380,6 +381,7 @@ class Comparison:
     p_values: Floats
     p_holm: Floats
     overall: Mapping[str, float]
+    ranks: RankCorrelation
 
     @property
     def difference(self) -> Floats:
@@ -406,6 +408,14 @@ class Comparison:
             }
         )
         return frame
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_frame` as CSV; NaN is an empty cell.
+
+        Args:
+            path: the file, replaced atomically.
+        """
+        _write_csv(self.to_frame(), path)
 
 
 def classwise_report(records: Records) -> ClasswiseReport:
@@ -615,11 +625,12 @@ def _comparison(
         ]
     )
     total_a, total_b = int(only_a.sum()), int(only_b.sum())
+    robust_a, robust_b = classwise.ratio(counts_a, support), classwise.ratio(counts_b, support)
     return Comparison(
         class_names=tuple(records.class_names),
         support=support,
-        robust_a=classwise.ratio(counts_a, support),
-        robust_b=classwise.ratio(counts_b, support),
+        robust_a=robust_a,
+        robust_b=robust_b,
         only_a=only_a,
         only_b=only_b,
         p_values=p_values,
@@ -633,6 +644,7 @@ def _comparison(
             "only_b": total_b,
             "p_value": classwise.mcnemar(total_a, total_b),
         },
+        ranks=rank_correlation(robust_a, robust_b),
     )
 
 

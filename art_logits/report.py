@@ -41,7 +41,7 @@ else:
     matplotlib = require("matplotlib", extra="evaluate")
     Figure = require("matplotlib.figure", extra="evaluate").Figure
 
-__all__ = ["format_class_table", "render", "write_outputs"]
+__all__ = ["format_class_table", "render", "render_template", "write_outputs"]
 
 # Drawn in these and replaced by the page's own CSS variables, so that one drawing serves both themes.
 _INK, _CLEAN, _ROBUST = "#010203", "#010204", "#010205"
@@ -135,13 +135,12 @@ def format_class_table(records: Records) -> str:
     heads += ["all attacks", "95 %"]
     rows = [[_middle(_printable(name), 14), *cells] for name, cells in _class_cells(report, shown)]
     total = ["overall", *_overall_cells(report)]
-    widths = [max(_width(row[column]) for row in [heads, *rows, total]) for column in range(len(heads))]
-    lines = [_line(row, widths) for row in [heads, *rows, total]]
-    rule = "-" * sum(widths, 2 * (len(widths) - 1))
+    lines = _aligned([heads, *rows, total])
     body = [
         f"{line}  worst" if index == report.worst_index else line
         for index, line in zip(shown, lines[1:-1], strict=True)
     ]
+    rule = "-" * _width(lines[0])
     hidden = len(report.class_names) - len(shown)
     more = [f"({hidden} more robust classes are not shown)"] if hidden else []
     return "\n".join([lines[0], rule, *body, *more, rule, lines[-1]])
@@ -204,6 +203,12 @@ def _middle(text: str, limit: int) -> str:
     return f"{head}…{tail}"
 
 
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines of one width: the first column to the left, the others to the right."""
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [_line(row, widths) for row in rows]
+
+
 def _line(cells: list[str], widths: list[int]) -> str:
     padded = [
         cell + " " * (width - _width(cell)) if column == 0 else " " * (width - _width(cell)) + cell
@@ -213,11 +218,8 @@ def _line(cells: list[str], widths: list[int]) -> str:
 
 
 def _render(records: Records, classes: ClasswiseReport, logit: LogitReport) -> str:
-    source = resources.files("art_logits").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    page: str = environment.from_string(source).render(
+    return render_template(
+        "report.html.j2",
         title=f"{_name(records, 'model')} on {_name(records, 'data')}",
         headline=_headline(records, classes),
         warnings=_warnings(records, classes),
@@ -229,6 +231,27 @@ def _render(records: Records, classes: ClasswiseReport, logit: LogitReport) -> s
         logit_table=_logit_table(logit),
         provenance=_provenance(records),
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Fill a template of the package; text is escaped.
+
+    Args:
+        name: file in ``art_logits/templates``.
+        values: what the template needs; one that is missing is an error.
+
+    Returns:
+        The filled page.
+    """
+    folder = resources.files("art_logits").joinpath("templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda file: folder.joinpath(file).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page: str = environment.get_template(name).render(**values)
     return page
 
 
