@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from . import _checks
 from ._extras import require
+from .image_sets import Fit, ImageSet, read_folder, read_zip
+from .npz import read_array
+from .torchvision_sets import TORCHVISION_SETS, Arrays, read_torchvision
 
 __all__ = ["Data", "as_data", "load_data"]
 
@@ -31,10 +35,12 @@ Source: TypeAlias = Callable[[Tensor], Tensor]
 _EPS_DIGITS: Mapping[str, float] = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}
 _EPS_GRAY: Mapping[str, float] = {"Linf": 0.3, "L2": 2.0, "L1": 10.0}
 _EPS_COLOUR: Mapping[str, float] = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
+_EPS_IMAGENET: Mapping[str, float] = {"Linf": 4 / 255, "L2": 3.0, "L1": 60.0}
 
 SAMPLINGS = ("balanced", "first")
 _SPLITS = ("test", "train")
 _CHUNK = 1024  # samples read at once where all of the data is read
+_DECODED = 64  # samples decoded at once: 39 MB at 224x224 in colour
 
 
 class Data:
@@ -180,8 +186,9 @@ class Data:
         digest = hashlib.sha256()
         digest.update(self.ids.numpy().tobytes())
         digest.update(self.labels.numpy().tobytes())
-        for inputs, _ in self.batches(_CHUNK):
-            digest.update(f"{inputs.dtype}{tuple(inputs.shape[1:])}".encode())
+        for number, (inputs, _) in enumerate(self.batches(_DECODED)):
+            if number % (_CHUNK // _DECODED) == 0:
+                digest.update(f"{inputs.dtype}{tuple(inputs.shape[1:])}".encode())
             digest.update(inputs.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
@@ -285,45 +292,112 @@ def _image_data(name: str, x: Array, y: Array, class_names: Sequence[str] | None
 # Specs
 
 
-def load_data(spec: str | Path, *, split: str = "test") -> Data:
+def load_data(
+    spec: str | Path,
+    *,
+    split: str = "test",
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    resize: int | None = None,
+    crop: int | None = None,
+) -> Data:
     """Load the data that a spec names.
 
     Specs:
         ``digits``: scikit-learn's 8x8 digits in ``[0, 1]``, ``(N, 1, 8, 8)``, in a fixed stratified split
         of 1297 for training and 500 for the test.
+        ``mnist``, ``cifar10``, ``cifar100``, ``svhn``, ``stl10``, ``imagenet``: through torchvision, from
+        ``data_dir``.
+        ``FOLDER`` or ``FILE.zip``: image files in ImageFolder layout, ``<class>/*`` or ``<split>/<class>/*``
+        (the test split may be called ``val``), decoded batch by batch. Classes are in alphabetical order.
         ``FILE.npz``: ``x`` (``(N,H,W)``, ``(N,H,W,C)`` or ``(N,C,H,W)``, uint8 or floats in ``[0, 1]``) and
         ``y`` ``(N,)``, with optional ``class_names``; or Keras' ``x_train, y_train, x_test, y_test``, of
-        which ``split`` chooses. A file with ``x`` and ``y`` holds one split, whichever is asked for.
+        which ``split`` chooses. Pixels that ``numpy.savez`` wrote stay in the file; those of
+        ``savez_compressed`` are read into memory. A file or folder without splits holds one, whichever is
+        asked for.
 
     Args:
         spec: what to load.
         split: ``"test"`` or ``"train"``.
+        data_dir: where torchvision's files lie, or go to; default ``data``.
+        download: let torchvision download what is missing.
+        resize: scale the shorter side of image files, or of torchvision's images, to this many pixels and
+            cut the middle square.
+        crop: cut the middle ``crop x crop`` pixels, after resizing.
 
     Returns:
-        The data. Ids are the positions in the split.
+        The data. Ids are the positions in the split; of image files, in the order of class and path.
 
     Raises:
-        FileNotFoundError: if the file is not there.
-        ValueError: for an unknown spec or split, or a file that cannot be read as such data.
+        FileNotFoundError: if the file or folder is not there.
+        ValueError: for an unknown spec or split, a file that cannot be read as such data, or an option that
+            the data does not take.
         TypeError: for labels or pixels of a wrong type.
 
     >>> load_data("digits")
     Data('digits', n=500, classes=10)
     """
     _checks.choice("split", split, _SPLITS)
-    name = str(spec)
-    if name in _NAMED:
-        return _NAMED[name](split)
+    fit, name = Fit(resize, crop), str(spec)
+    if name in TORCHVISION_SETS:
+        return _torchvision(name, split, Path(data_dir or "data"), download, fit)
+    if download or data_dir is not None:
+        option = "download" if download else "data_dir"
+        raise ValueError(f"{option} is for {', '.join(TORCHVISION_SETS)}, not for data {name!r}")
     path = Path(spec)
+    # Path("") is the working directory.
+    if name and name not in _NAMED and path.is_dir():
+        return _image_files(path.resolve().name, read_folder(path, split, fit))
+    if name in _NAMED:
+        _unresized(name, fit)
+        return _NAMED[name](split)
+    return _file(name, path, split, fit)
+
+
+def _file(name: str, path: Path, split: str, fit: Fit) -> Data:
+    """The data of a file, by its suffix."""
     loader = _BY_SUFFIX.get(path.suffix.lower())
+    if loader is None and path.name != name and not path.exists():  # a path, not a name
+        raise FileNotFoundError(f"data: there is no folder {name!r}")
     if loader is None:
+        known = [*_NAMED, *TORCHVISION_SETS]
         raise ValueError(
-            f"data must be one of {', '.join(_NAMED)} or a file ending in {', '.join(_BY_SUFFIX)}, "
-            f"got {name!r}{_checks.nearest(name, _NAMED)}"
+            f"data must be one of {', '.join(known)}, an existing folder of images, or a file ending in "
+            f"{', '.join(_BY_SUFFIX)}, got {name!r}{_checks.nearest(name, known)}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {name!r}")
-    return loader(path, split)
+    return loader(path, split, fit)
+
+
+def _unresized(name: str, fit: Fit) -> None:
+    """Refuse to resize what is no set of images in bytes."""
+    if fit.size is not None:
+        raise ValueError(f"resize and crop are for image files and torchvision's sets, not for data {name!r}")
+
+
+def _zip(path: Path, split: str, fit: Fit) -> Data:
+    """The images in a zipped folder."""
+    return _image_files(path.stem, read_zip(path, split, fit))
+
+
+def _image_files(name: str, images: ImageSet, default_eps: Mapping[str, float] | None = None) -> Data:
+    """Data over image files."""
+    return Data(
+        images.source,
+        images.labels,
+        name=name,
+        class_names=images.class_names,
+        default_eps=default_eps or (_EPS_GRAY if images.gray else _EPS_COLOUR),
+    )
+
+
+def _torchvision(name: str, split: str, data_dir: Path, download: bool, fit: Fit) -> Data:
+    """A set of torchvision's: arrays, or image files."""
+    content = read_torchvision(name, split, data_dir, download=download, fit=fit)
+    if isinstance(content, Arrays):
+        return _image_data(name, content.x, content.y, content.class_names)
+    return _image_files(name, content, _EPS_IMAGENET if name == "imagenet" else None)
 
 
 def _digits(split: str) -> Data:
@@ -340,14 +414,15 @@ def _digits(split: str) -> Data:
     return Data(source, labels, name="digits", class_names=names, default_eps=_EPS_DIGITS)
 
 
-def _npz(path: Path, split: str) -> Data:
+def _npz(path: Path, split: str, fit: Fit) -> Data:
     """Arrays of an ``.npz`` file, read as data only: pickled objects are refused."""
+    _unresized(str(path), fit)
     archive = _guarded(path, lambda: np.load(path, allow_pickle=False))
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError(f"data file {str(path)!r} is no .npz archive: save it with numpy.savez")
     with archive:
         x_key, y_key = _npz_keys(archive.files, path, split)
-        x, y = _guarded(path, lambda: (archive[x_key], archive[y_key]))
+        x, y = _guarded(path, lambda: (read_array(archive, path, x_key), archive[y_key]))
         names = _guarded(path, lambda: archive["class_names"].tolist()) if "class_names" in archive else None
     return _image_data(path.stem, x, y, names)
 
@@ -363,11 +438,25 @@ def _npz_keys(keys: Sequence[str], path: Path, split: str) -> tuple[str, str]:
     )
 
 
+#: What reading an archive raises on damage; RuntimeError also on encryption and unknown compression.
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
+
+
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
     """Read from an archive, or say what is wrong with the file."""
     try:
         return read()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except _ARCHIVE_ERRORS as error:
         if "pickle" in str(error):
             raise ValueError(
                 f"data file {str(path)!r} holds pickled Python objects, which could run code: save x and y "
@@ -381,7 +470,7 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
 
 
 _NAMED: dict[str, Callable[[str], Data]] = {"digits": _digits}
-_BY_SUFFIX: dict[str, Callable[[Path, str], Data]] = {".npz": _npz}
+_BY_SUFFIX: dict[str, Callable[[Path, str, Fit], Data]] = {".npz": _npz, ".zip": _zip}
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from ._extras import require
 
@@ -23,6 +23,15 @@ else:
 DEFAULT_MODEL, DEFAULT_REFERENCE, DEFAULT_DATA = "digits-at", "digits-standard", "digits"
 DEFAULT_ATTACKS = ("pgd", "temperature-pgd")
 RUNS = Path("art-logits-runs")
+
+
+class DataOptions(TypedDict):
+    """The options of ``load_data`` beside spec and split."""
+
+    data_dir: Path | None
+    download: bool
+    resize: int | None
+    crop: int | None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,8 +58,22 @@ def evaluate(
         ),
     ] = None,
     reference_checkpoint: Annotated[Path | None, typer.Option(help="The reference's weights.")] = None,
-    data: Annotated[str, typer.Option(help="digits, or FILE.npz with x and y.")] = DEFAULT_DATA,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits; mnist, cifar10, cifar100, svhn, stl10, imagenet; a folder or .zip of images, one "
+            "folder per class; FILE.npz with x and y."
+        ),
+    ] = DEFAULT_DATA,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of torchvision's files. [default: data]")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download them.")] = False,
+    resize: Annotated[
+        int | None, typer.Option(help="Scale images' shorter side to this and cut the middle square.")
+    ] = None,
+    crop: Annotated[int | None, typer.Option(help="Cut the middle N x N pixels, after --resize.")] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,7 +108,8 @@ def evaluate(
     from .presets import parse_attacks, parse_number
 
     where = resolve_device(device)
-    samples = _load_data(data, split, n_examples, sampling, seed)
+    files: DataOptions = {"data_dir": data_dir, "download": download, "resize": resize, "crop": crop}
+    samples = _load_data(data, split, n_examples, sampling, seed, files)
     radius = _radius(samples, norm) if eps is None else parse_number(eps)
     attacks = parse_attacks(
         attack or DEFAULT_ATTACKS, norm=norm, eps=radius, bounds=samples.bounds, seed=seed
@@ -132,13 +156,15 @@ class _Named:
     model: nn.Module
 
 
-def _load_data(spec: str, split: str, n_examples: int | None, sampling: str, seed: int) -> Data:
+def _load_data(
+    spec: str, split: str, n_examples: int | None, sampling: str, seed: int, options: DataOptions
+) -> Data:
     """The data, or the part of it that was asked for."""
     from . import _checks
     from .data import SAMPLINGS, load_data
 
     _checks.choice("sampling", sampling, SAMPLINGS)
-    data = load_data(spec, split=split)
+    data = load_data(spec, split=split, **options)
     return data if n_examples is None else data.subset(n_examples, sampling, seed)
 
 
@@ -176,14 +202,15 @@ def _load_model(spec: str, checkpoint: Path | None, data: Data) -> _Named:
     inputs, _ = data.batch([0])
     classes = None if data.class_names is None else len(data.class_names)
     model = load_model(spec, checkpoint=checkpoint, num_classes=classes, in_channels=inputs.shape[1])
-    return _Named(spec, model)
+    # The same architecture with other weights is another model: a model and its reference, say.
+    return _Named(spec if checkpoint is None else f"{spec} ({checkpoint.name})", model)
 
 
 def _default_folder(data: str, model: str, *, resume: bool) -> Path:
     """``art-logits-runs/DATA-MODEL``; where it holds a run, numbered from 2, or the last one to resume."""
     location, colon, factory = model.rpartition(":")
     short = f"{Path(location).stem}-{factory}" if colon else model
-    base = RUNS / re.sub(r"[^A-Za-z0-9_-]+", "-", f"{data}-{short}")
+    base = RUNS / re.sub(r"[^A-Za-z0-9_-]+", "-", f"{data}-{short}").strip("-")
     number, folder, last = 1, base, base
     while folder.exists() and (folder.is_file() or any(folder.iterdir())):
         number, last = number + 1, folder

@@ -23,6 +23,14 @@ def train(
     validation: Annotated[
         str | None, typer.Option(help="Data spec to measure after each epoch. [default: --data's test split]")
     ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of torchvision's files. [default: data]")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download them.")] = False,
+    resize: Annotated[
+        int | None, typer.Option(help="Scale images' shorter side to this and cut the middle square.")
+    ] = None,
+    crop: Annotated[int | None, typer.Option(help="Cut the middle N x N pixels, after --resize.")] = None,
     n_validation: Annotated[int, typer.Option(help="Class-balanced subset of the validation data.")] = 512,
     method: Annotated[str, typer.Option(help="pgd-at, trades or standard.")] = "pgd-at",
     norm: Annotated[str, typer.Option(help="Linf, L2 or L1.")] = "Linf",
@@ -48,11 +56,23 @@ def train(
     from .evaluation import resolve_device
     from .models import load_model
     from .presets import parse_number
+    from .torchvision_sets import TORCHVISION_SETS
     from .training import WEIGHTS, fit
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    training_data = load_data(data, split="train")
-    held_out = load_data(validation or data, split="test")
+    training_data = load_data(
+        data, split="train", data_dir=data_dir, download=download, resize=resize, crop=crop
+    )
+    # Validation data of another kind has no use for torchvision's options.
+    public = (validation or data) in TORCHVISION_SETS
+    held_out = load_data(
+        validation or data,
+        split="test",
+        data_dir=data_dir if public else None,
+        download=download and public,
+        resize=resize,
+        crop=crop,
+    )
     if len(held_out) > n_validation:
         held_out = held_out.subset(n_validation, seed=seed)
     _checks.choice("norm", norm, training_data.default_eps)

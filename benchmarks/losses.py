@@ -5,7 +5,7 @@
 Every attack of the table has the same budget: 20 steps, one random start, and leaves a sample at its
 first success. For each model of ``configs/losses.json`` it counts the samples that stay right, and tests each
 attack against ``gap, cosine`` on the samples that only one of the two breaks (McNemar, exact binomial).
-``DATA`` holds the npz files that the config names; the digits need none.
+``DATA`` holds the files that the config names; the digits need none.
 """
 
 from __future__ import annotations

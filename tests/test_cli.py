@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +88,67 @@ def test_own_data_and_model(capsys, npz, net):
     assert "reference none" in out
     identity = Records.load("mine").manifest["identity"]
     assert (identity["seed"], identity["norm"], identity["data"]["n"]) == (3, "L2", 7)
+    assert identity["model"]["name"] == "nets.py:net (weights.pt)"
     assert identity["attacks"]["pgd:steps=2"]["eps"] == 8 / 255
     assert Records.load("mine").table["sample_id"].to_pylist() == list(range(7))
     code, _, _ = run(capsys, "evaluate", "--model", net, "--data", npz, *QUICK)
     assert code == 0
     assert Path("art-logits-runs/set-nets-net/report.html").exists()
+    code, _, _ = run(capsys, "evaluate", "--model", net, "--checkpoint", "weights.pt", "--data", npz, *QUICK)
+    assert code == 0
+    assert Path("art-logits-runs/set-nets-net-weights-pt/report.html").exists()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> str:
+    """A zip of images of unequal size in three classes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for i in range(12):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (8 + i, 10), dtype=np.uint8)).save(file, "png")
+            archive.writestr(f"pictures/test/{['ant', 'bee', 'cat'][i % 3]}/{i}.png", file.getvalue())
+    return "pictures.zip"
+
+
+def test_a_zip_of_images(capsys, pictures, net):
+    arguments = ["evaluate", "--model", net, "--data", pictures, "--attack", "pgd:steps=2", "--out", "mine"]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "say by resize and crop (on the command line --resize N, --crop N)" in err
+    assert not Path("mine").exists()
+    code, out, _ = run(capsys, *arguments, "--resize", "9", "--crop", "8")
+    assert code == 0
+    assert "pictures, test split, n=12" in out
+    assert "bee" in out
+    assert "eps 0.3 (the default" in out
+
+
+def test_a_set_that_is_not_there(capsys, net):
+    code, _, err = run(capsys, "evaluate", "--model", net, "--data", "cifar10", "--data-dir", "sets")
+    assert code == 2
+    assert err.startswith("error: data 'cifar10' is not complete in the folder 'sets'")
+    assert "--data-dir" in err
+    assert "--download" in err
+    assert {path.name for path in Path().iterdir()} == {"nets.py", "weights.pt"}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--download"], "download is for mnist"),
+        (["--data-dir", "."], "data_dir is for mnist"),
+        (["--resize", "8"], "resize and crop are for image files and torchvision's sets, not for data"),
+    ],
+)
+@pytest.mark.parametrize("data", ["digits", "npz"])
+def test_options_that_the_data_does_not_take(capsys, npz, net, data, option, message):
+    arguments = ["--model", net, "--data", npz if data == "npz" else data, *option]
+    code, _, err = run(capsys, "evaluate", *arguments)
+    assert code == 2
+    assert err.startswith(f"error: {message}")
 
 
 def test_the_default_folder_is_numbered_and_a_given_one_is_not(capsys):

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import io
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +119,15 @@ def test_fingerprint_sees_pixels_labels_and_ids():
     assert Data(lambda p: pixels[p], labels, name="b").fingerprint() == base.fingerprint()
 
 
+def test_a_fingerprint_does_not_depend_on_how_much_is_read_at_once():
+    pixels = torch.rand(1100, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(1100, dtype=torch.int64)
+    digest = hashlib.sha256(torch.arange(1100).numpy().tobytes() + labels.numpy().tobytes())
+    for part in (pixels[:1024], pixels[1024:]):
+        digest.update(b"torch.float32(2,)" + part.numpy().tobytes())
+    assert Data(lambda p: pixels[p], labels, name="a").fingerprint() == digest.hexdigest()
+
+
 def test_data_refuses_bad_labels_and_ids():
     for labels, error, message in [
         (torch.tensor([0.0, 1.0]), TypeError, "labels must be integer class indices, got torch.float32"),
@@ -208,6 +221,59 @@ def test_bad_npz_files(tmp_path, arrays, error, message):
         load_data(save(tmp_path / "bad.npz", **arrays))
 
 
+@pytest.mark.parametrize("save_array", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npz_arrays_of_any_storage_are_the_same(tmp_path, save_array, order):
+    x = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    stored = np.asarray(x, order=order)
+    # An odd name before it moves the array to an address that no type likes.
+    save_array(tmp_path / "set.npz", odd=np.zeros(3, np.uint8), x=stored / np.float32(255), y=np.arange(5))
+    inputs, _ = load_data(tmp_path / "set.npz").batch([3, 0])
+    assert np.array_equal(inputs.numpy(), x[[3, 0]].transpose(0, 3, 1, 2) / np.float32(255))
+
+
+def test_the_pixels_of_an_npz_stay_in_the_file(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (3000, 50, 50, 3), dtype=np.uint8)
+    path = save(tmp_path / "large.npz", x=x, y=np.arange(3000) % 7)
+    load_data(path)  # what is imported on first use is not counted
+    tracemalloc.start()
+    try:
+        data = load_data(path)
+        data.batch([5])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 4
+    # The labels' class count and the pixels are those of the file all the same.
+    assert np.array_equal(data.batch([2999])[0][0].numpy() * 255, x[2999].transpose(2, 0, 1))
+
+
+def test_an_npz_whose_header_claims_more_than_it_holds(tmp_path):
+    """Mapped as it claims, it would show the bytes of the next array."""
+    x, claim = io.BytesIO(), io.BytesIO()
+    np.save(x, np.zeros((2, 8, 8), np.uint8))
+    np.save(claim, np.zeros((3, 8, 8), np.uint8))
+    y = io.BytesIO()
+    np.save(y, np.zeros(3, int))
+    with zipfile.ZipFile(tmp_path / "claim.npz", "w") as archive:
+        archive.writestr("x.npy", claim.getvalue()[:128] + x.getvalue()[128:])
+        archive.writestr("y.npy", y.getvalue())
+    with pytest.raises(ValueError, match=r"claim.npz' is no complete .npz archive"):
+        load_data(tmp_path / "claim.npz")
+
+
+@pytest.mark.parametrize("member", ["x.npy", "x"])
+def test_other_versions_of_the_array_format_are_left_to_numpy(tmp_path, member):
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.full((2, 8, 8), 51, np.uint8), version=(3, 0))
+    y = io.BytesIO()
+    np.save(y, np.zeros(2, int))
+    with zipfile.ZipFile(tmp_path / "three.npz", "w") as archive:
+        archive.writestr(member, file.getvalue())
+        archive.writestr("y", y.getvalue())
+    assert float(load_data(tmp_path / "three.npz").batch([1])[0].max()) == pytest.approx(0.2)
+
+
 def test_npz_files_that_are_none(tmp_path):
     whole = save(tmp_path / "whole.npz", x=np.random.default_rng(0).random((9, 8, 8)), y=np.zeros(9, int))
     cut = tmp_path / "cut.npz"
@@ -220,6 +286,11 @@ def test_npz_files_that_are_none(tmp_path):
     damaged.write_bytes(content)
     with pytest.raises(ValueError, match=r"is no complete .npz archive"):
         load_data(damaged)
+    encrypted = bytearray(whole.read_bytes())
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1  # as the archive's directory has it
+    (tmp_path / "encrypted.npz").write_bytes(encrypted)
+    with pytest.raises(ValueError, match=r"is no complete .npz archive \(File 'x.npy' is encrypted"):
+        load_data(tmp_path / "encrypted.npz")
     with (tmp_path / "plain.npz").open("wb") as file:
         np.save(file, X)
     with pytest.raises(ValueError, match=r"is no .npz archive: save it with numpy.savez"):
@@ -229,8 +300,12 @@ def test_npz_files_that_are_none(tmp_path):
 
 
 def test_unknown_specs():
-    with pytest.raises(ValueError, match=r"data must be one of digits or a file .*did you mean digits"):
+    with pytest.raises(
+        ValueError, match=r"data must be one of digits, mnist, .*, an existing folder .*did you mean digits"
+    ):
         load_data("digit")
+    with pytest.raises(FileNotFoundError, match="data: there is no folder 'nowhere/cats'"):
+        load_data("nowhere/cats")
     with pytest.raises(ValueError, match="split must be one of test, train"):
         load_data("digits", split="valid")
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +49,51 @@ def test_train_writes_weights_that_evaluate_reads(
     assert "on 6 held-out samples" in out
     net = load_model("art_logits.models:DigitsNet", checkpoint=tmp_path / "run" / "model.safetensors")
     assert net(torch.zeros(1, 1, 8, 8)).isfinite().all()
+
+
+def test_training_on_a_zip_of_images_is_training_on_its_arrays(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    rng, arrays = np.random.default_rng(0), {}
+    with zipfile.ZipFile(tmp_path / "small.zip", "w") as archive:
+        for split, count in (("train", 16), ("test", 8)):
+            arrays[f"x_{split}"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+            arrays[f"y_{split}"] = np.arange(count) // (count // 2)
+            for i in range(count):
+                file = io.BytesIO()
+                Image.fromarray(arrays[f"x_{split}"][i]).save(file, "png")
+                archive.writestr(f"small/{split}/{'ab'[2 * i // count]}/{i:02}.png", file.getvalue())
+    np.savez(tmp_path / "small.npz", **arrays)
+    weights = []
+    for kind in ("zip", "npz"):
+        out = tmp_path / kind
+        code, shown, _ = run(capsys, "--data", str(tmp_path / f"small.{kind}"), "--out", str(out), *QUICK)
+        assert code == 0
+        assert "on small (n=16)" in shown
+        weights.append(load_file(out / "model.safetensors"))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+
+
+def test_torchvision_options_are_for_torchvision_data(
+    capsys: pytest.CaptureFixture[str], npz: str, tmp_path: Path
+) -> None:
+    options = ["--data", "mnist", "--validation", npz, "--data-dir", str(tmp_path), "--out", str(tmp_path)]
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 8), ("t10k", 4)):
+        header = struct.pack(">iiii", 0x803, count, 8, 8)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + bytes(64 * count))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">ii", 0x801, count) + bytes(range(count))
+        )
+    code, shown, err = run(capsys, *options, *QUICK)
+    assert (code, err.count("error")) == (0, 0)
+    assert "on mnist (n=8)" in shown
+    code, _, err = run(capsys, "--data", npz, "--download", "--out", str(tmp_path), *QUICK)
+    assert code == 2
+    assert "download is for mnist" in err
 
 
 def test_options_reach_the_recipe(capsys: pytest.CaptureFixture[str], npz: str, tmp_path: Path) -> None:
