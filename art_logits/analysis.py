@@ -7,6 +7,9 @@ Definitions used throughout:
 - An attack's *success rate* is the share of the samples that are right without it which it turns.
 - The *strongest* attack on a sample is the one that leaves it the smallest label margin (of several, the
   first); *adversarial* logits are those under it.
+- The *adversarial prediction* of a sample is that under the attack that turns it (of several, the one that
+  leaves it the smallest margin); of a sample that is wrong without an attack, its clean prediction. So the
+  diagonal of the class confusion is the robust accuracy.
 - Values are fractions. A class without samples has NaN for every one of them, and a support of 0.
 """
 
@@ -26,6 +29,8 @@ from torch import Tensor
 
 from art_logits._extras import require
 from art_logits.functional import classwise, logits
+from art_logits.functional.groups import class_groups
+from art_logits.functional.ranks import RankCorrelation, rank_correlation
 from art_logits.records import ModelName, Records, write_atomically
 
 if TYPE_CHECKING:
@@ -35,11 +40,13 @@ else:
 
 __all__ = [
     "LOGIT_QUANTITIES",
+    "AttackGain",
     "ClasswiseReport",
     "Comparison",
     "LogitReport",
     "Statistics",
     "WorstClass",
+    "adversarial_predictions",
     "classwise_report",
     "compare",
     "logit_report",
@@ -77,6 +84,25 @@ class WorstClass(NamedTuple):
     robust_accuracy: float
 
 
+class AttackGain(NamedTuple):
+    """What an attack gains over the weakest one, class by class.
+
+    Attributes:
+        attack: its name.
+        baseline: the weakest attack: that with the highest robust accuracy, the first of several.
+        gain: ``(C,)``, robust accuracy under the baseline minus that under the attack; NaN for a class
+            without samples.
+        vulnerability: rank correlation over the classes of the gain with ``1 - (a + b) / 2`` of the two
+            accuracies. The mean of both, because a difference is correlated with either of its own terms
+            by chance already (Oldham 1962).
+    """
+
+    attack: str
+    baseline: str
+    gain: Floats
+    vulnerability: RankCorrelation
+
+
 @dataclass(frozen=True, eq=False)
 class ClasswiseReport:
     """Accuracy of one model class by class; arrays are ``(C,)``, fractions, NaN for a class without samples.
@@ -90,6 +116,9 @@ class ClasswiseReport:
         robust_low: lower end of its 95 % Wilson interval.
         robust_high: upper end.
         success_rates: per attack, the share of the right samples that it turns; NaN where none is right.
+        confusion: ``(C, C)`` int64, samples by label (row) and adversarial prediction (column).
+        worst_interval: 95 % interval of the worst class's robust accuracy, which knows that it is a minimum
+            (:func:`~art_logits.functional.classwise.worst_class_interval`).
         clean_accuracy: over all samples.
         robust_accuracy: over all samples, under every attack.
         robust_interval: its 95 % Wilson interval.
@@ -105,6 +134,8 @@ class ClasswiseReport:
     robust_low: Floats
     robust_high: Floats
     success_rates: Mapping[str, Floats]
+    confusion: NDArray[np.int64]
+    worst_interval: tuple[float, float]
     clean_accuracy: float
     robust_accuracy: float
     robust_interval: tuple[float, float]
@@ -128,6 +159,71 @@ class ClasswiseReport:
     def disparity(self) -> float:
         """Robust accuracy of the best class minus that of the worst."""
         return classwise.disparity(self.robust)
+
+    @property
+    def tail_10(self) -> float:
+        """Mean robust accuracy of the worst 10 % of the classes, rounded up to whole classes."""
+        return classwise.tail(self.robust, 0.1)
+
+    @property
+    def tail_20(self) -> float:
+        """Mean robust accuracy of the worst 20 % of the classes, rounded up to whole classes."""
+        return classwise.tail(self.robust, 0.2)
+
+    @property
+    def nsd(self) -> float:
+        """Standard deviation of the robust accuracy over the classes, divided by its mean."""
+        return classwise.nsd(self.robust)
+
+    @property
+    def gini(self) -> float:
+        """Gini coefficient of the robust accuracy over the classes: 0 where all are equal."""
+        return classwise.gini(self.robust)
+
+    @property
+    def transitions(self) -> Floats:
+        """``(C, C)``: :attr:`confusion` as shares of each row; the diagonal is the robust accuracy."""
+        return classwise.row_shares(self.confusion)
+
+    def groups(self, max_groups: int = 20) -> NDArray[np.int64]:
+        """Classes that are taken for each other; see :func:`~art_logits.functional.groups.class_groups`.
+
+        Args:
+            max_groups: the most groups, at least 2.
+
+        Returns:
+            ``(C,)`` numbers of groups from 0; -1 for a class without samples.
+
+        Raises:
+            ValueError: ``max_groups`` is below 2.
+        """
+        return class_groups(self.confusion, max_groups=max_groups)
+
+    def gains(self) -> list[AttackGain]:
+        """What each stronger attack gains over the weakest one, and on which classes.
+
+        Returns:
+            One entry per attack but the weakest, from weak to strong; empty for fewer than two attacks.
+        """
+        accuracy = self.attack_accuracies
+        order = sorted(accuracy, key=lambda name: accuracy[name], reverse=True)
+        return [_gain(self.attacks, order[0], name) for name in order[1:]]
+
+    def consistency(self) -> pd.DataFrame:
+        """Do the attacks agree on which classes are weak?
+
+        Returns:
+            One row per pair of attacks: ``a, b``, then the fields of
+            :class:`~art_logits.functional.ranks.RankCorrelation` between their robust accuracies per class.
+        """
+        names = list(self.attacks)
+        rows = [
+            {"a": a, "b": b, **rank_correlation(self.attacks[a], self.attacks[b])._asdict()}
+            for index, a in enumerate(names)
+            for b in names[index + 1 :]
+        ]
+        frame: pd.DataFrame = pd.DataFrame(rows, columns=["a", "b", *RankCorrelation._fields])
+        return frame
 
     def to_frame(self) -> pd.DataFrame:
         """One row per class.
@@ -161,6 +257,12 @@ class ClasswiseReport:
         columns[f"{prefix}robust_low"] = self.robust_low
         columns[f"{prefix}robust_high"] = self.robust_high
         return columns
+
+
+def _gain(attacks: Mapping[str, Floats], baseline: str, attack: str) -> AttackGain:
+    weak, strong = attacks[baseline], attacks[attack]
+    gain = weak - strong
+    return AttackGain(attack, baseline, gain, rank_correlation(gain, 1 - (weak + strong) / 2))
 
 
 class Statistics(NamedTuple):
@@ -267,6 +369,7 @@ class Comparison:
         p_holm: the same after Holm's correction over the classes.
         overall: the same over all classes: ``support, robust_a, robust_b, difference, only_a, only_b,
             p_value``.
+        ranks: rank correlation of the classes' robust accuracies: are the same classes weak in both?
     """
 
     class_names: tuple[str, ...]
@@ -278,6 +381,7 @@ class Comparison:
     p_values: Floats
     p_holm: Floats
     overall: Mapping[str, float]
+    ranks: RankCorrelation
 
     @property
     def difference(self) -> Floats:
@@ -304,6 +408,14 @@ class Comparison:
             }
         )
         return frame
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_frame` as CSV; NaN is an empty cell.
+
+        Args:
+            path: the file, replaced atomically.
+        """
+        _write_csv(self.to_frame(), path)
 
 
 def classwise_report(records: Records) -> ClasswiseReport:
@@ -340,6 +452,8 @@ def _classwise(records: Records, model: ModelName, reference: ClasswiseReport | 
         success_rates={
             name: classwise.ratio(clean.hits - counts.hits, clean.hits) for name, counts in attacks.items()
         },
+        confusion=classwise.confusion(labels, adversarial_predictions(records, model), num_classes),
+        worst_interval=classwise.worst_class_interval(robust.hits, robust.support),
         clean_accuracy=float(clean.hits.sum() / len(records)),
         robust_accuracy=float(robust.hits.sum() / len(records)),
         robust_interval=(float(overall[0]), float(overall[1])),
@@ -377,9 +491,47 @@ def strongest_attack(records: Records, model: ModelName = "model") -> NDArray[np
     """
     if not records.attacks:
         raise ValueError("records: expected at least one attack, got none; evaluate with attacks=...")
+    return _strongest(_margins(records, model))
+
+
+def adversarial_predictions(records: Records, model: ModelName = "model") -> NDArray[np.int64]:
+    """For what each sample is taken in the end.
+
+    Args:
+        records: of an evaluation.
+        model: ``"model"`` or ``"reference"``.
+
+    Returns:
+        ``(N,)``: the clean prediction where that is wrong or where there is no attack; else the prediction
+        under the attack that turns the sample, of several the one that leaves it the smallest margin; else
+        the label.
+
+    Raises:
+        ValueError: there is no such model.
+    """
     prefix = records.prefix(model)
-    margins = [_quantities(records, f"{prefix}{name}.logits")["margin"] for name in records.attacks]
-    return _strongest(margins)
+    clean: NDArray[np.int64] = records.column(f"{prefix}clean_prediction")
+    if not records.attacks:
+        return clean
+    # Success first: of two margins of exactly 0 only one may have cost the prediction.
+    margins = [
+        np.where(records.survives(name, model), np.float32(np.inf), margin)
+        for name, margin in zip(records.attacks, _margins(records, model), strict=True)
+    ]
+    predictions = np.stack([records.column(f"{prefix}{name}.prediction") for name in records.attacks])
+    attacked = np.take_along_axis(predictions, _strongest(margins)[np.newaxis], axis=0)[0]
+    return np.where(records.correct(model), attacked, clean)
+
+
+def _margins(records: Records, model: ModelName) -> list[NDArray[np.float32]]:
+    """The label margin of every sample under each attack, ``(N,)`` each."""
+    prefix, margins = records.prefix(model), []
+    for name in records.attacks:
+        margin = np.empty(len(records), dtype=np.float32)
+        for rows, block, labels in _blocks(records, f"{prefix}{name}.logits"):
+            margin[rows] = logits.label_margin(block, labels).numpy()
+        margins.append(margin)
+    return margins
 
 
 def _strongest(margins: list[NDArray[np.float32]]) -> NDArray[np.int64]:
@@ -473,11 +625,12 @@ def _comparison(
         ]
     )
     total_a, total_b = int(only_a.sum()), int(only_b.sum())
+    robust_a, robust_b = classwise.ratio(counts_a, support), classwise.ratio(counts_b, support)
     return Comparison(
         class_names=tuple(records.class_names),
         support=support,
-        robust_a=classwise.ratio(counts_a, support),
-        robust_b=classwise.ratio(counts_b, support),
+        robust_a=robust_a,
+        robust_b=robust_b,
         only_a=only_a,
         only_b=only_b,
         p_values=p_values,
@@ -491,6 +644,7 @@ def _comparison(
             "only_b": total_b,
             "p_value": classwise.mcnemar(total_a, total_b),
         },
+        ranks=rank_correlation(robust_a, robust_b),
     )
 
 
@@ -507,11 +661,11 @@ def summarize(
     Returns:
         A value for strict JSON (NaN is None): ``n``, ``clean_accuracy``, ``robust_accuracy``,
         ``attacks.<name>.{robust_accuracy, forwards, backwards}`` (the passes of the attack over all samples
-        of the model), ``worst_class.{name, robust_accuracy}``, ``disparity``,
+        of the model), ``worst_class.{name, robust_accuracy}``, ``worst_class_interval.{low, high}``,
+        ``disparity``, ``tail_10``, ``tail_20``, ``nsd``, ``gini``,
         ``logits.{model, reference}.{clean, adversarial}.{max_logit, logit_gap, margin, confidence}`` with
         ``{mean, std, q05, q50, q95}`` each (``std`` of the population, quantiles interpolated linearly),
-        and, where there is a reference, ``reference.{clean_accuracy, robust_accuracy, attacks, worst_class,
-        disparity}``.
+        and, where there is a reference, under ``reference`` its own ``clean_accuracy`` to ``gini``.
     """
     classes = classes or classwise_report(records)
     logit = logit or logit_report(records)
@@ -543,7 +697,12 @@ def _headline(records: Records, classes: ClasswiseReport, model: ModelName) -> d
             for name, accuracy in classes.attack_accuracies.items()
         },
         "worst_class": classes.worst_class._asdict(),
+        "worst_class_interval": dict(zip(("low", "high"), classes.worst_interval, strict=True)),
         "disparity": classes.disparity,
+        "tail_10": classes.tail_10,
+        "tail_20": classes.tail_20,
+        "nsd": classes.nsd,
+        "gini": classes.gini,
     }
 
 

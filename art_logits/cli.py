@@ -53,6 +53,7 @@ def build_app() -> typer.Typer:
     import typer
 
     from .evaluate_cli import evaluate
+    from .report_cli import compare, report
     from .training_cli import train
 
     app = typer.Typer(
@@ -63,6 +64,8 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_version_option())
     app.command("evaluate")(_one_line_errors(evaluate))
+    app.command("report")(_one_line_errors(report))
+    app.command("compare")(_one_line_errors(compare))
     app.command("train")(_one_line_errors(train))
     return app
 

@@ -35,13 +35,15 @@ if TYPE_CHECKING:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 else:
     jinja2 = require("jinja2", extra="evaluate")
     markupsafe = require("markupsafe", extra="evaluate")
     matplotlib = require("matplotlib", extra="evaluate")
     Figure = require("matplotlib.figure", extra="evaluate").Figure
+    Rectangle = require("matplotlib.patches", extra="evaluate").Rectangle
 
-__all__ = ["format_class_table", "render", "write_outputs"]
+__all__ = ["format_class_table", "render", "render_template", "write_outputs"]
 
 # Drawn in these and replaced by the page's own CSS variables, so that one drawing serves both themes.
 _INK, _CLEAN, _ROBUST = "#010203", "#010204", "#010205"
@@ -60,6 +62,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
 }
 _MAX_BARS = 40
+_MAX_CELLS = 20
 _MAX_TERMINAL_ROWS = 50
 _BINS = 40
 _SMALL_SUPPORT = 10
@@ -135,13 +138,12 @@ def format_class_table(records: Records) -> str:
     heads += ["all attacks", "95 %"]
     rows = [[_middle(_printable(name), 14), *cells] for name, cells in _class_cells(report, shown)]
     total = ["overall", *_overall_cells(report)]
-    widths = [max(_width(row[column]) for row in [heads, *rows, total]) for column in range(len(heads))]
-    lines = [_line(row, widths) for row in [heads, *rows, total]]
-    rule = "-" * sum(widths, 2 * (len(widths) - 1))
+    lines = _aligned([heads, *rows, total])
     body = [
         f"{line}  worst" if index == report.worst_index else line
         for index, line in zip(shown, lines[1:-1], strict=True)
     ]
+    rule = "-" * _width(lines[0])
     hidden = len(report.class_names) - len(shown)
     more = [f"({hidden} more robust classes are not shown)"] if hidden else []
     return "\n".join([lines[0], rule, *body, *more, rule, lines[-1]])
@@ -204,6 +206,12 @@ def _middle(text: str, limit: int) -> str:
     return f"{head}…{tail}"
 
 
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines of one width: the first column to the left, the others to the right."""
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [_line(row, widths) for row in rows]
+
+
 def _line(cells: list[str], widths: list[int]) -> str:
     padded = [
         cell + " " * (width - _width(cell)) if column == 0 else " " * (width - _width(cell)) + cell
@@ -213,22 +221,42 @@ def _line(cells: list[str], widths: list[int]) -> str:
 
 
 def _render(records: Records, classes: ClasswiseReport, logit: LogitReport) -> str:
-    source = resources.files("art_logits").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    page: str = environment.from_string(source).render(
+    return render_template(
+        "report.html.j2",
         title=f"{_name(records, 'model')} on {_name(records, 'data')}",
         headline=_headline(records, classes),
         warnings=_warnings(records, classes),
         class_figure=_class_figure(classes),
         class_table=_class_table(classes),
+        unevenness=_unevenness(classes),
+        confusion_figure=_confusion_figure(classes),
         attack_table=_attack_table(records, classes),
         key=_key(logit),
         logit_figures=[_logit_figure(logit, quantity) for quantity in _LABELS],
         logit_table=_logit_table(logit),
         provenance=_provenance(records),
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Fill a template of the package; text is escaped.
+
+    Args:
+        name: file in ``art_logits/templates``.
+        values: what the template needs; one that is missing is an error.
+
+    Returns:
+        The filled page.
+    """
+    folder = resources.files("art_logits").joinpath("templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda file: folder.joinpath(file).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page: str = environment.get_template(name).render(**values)
     return page
 
 
@@ -402,6 +430,64 @@ def _draw_classes(axes: Axes, classes: ClasswiseReport, shown: NDArray[np.int64]
     axes.set_yticks(rows, [_middle(_printable(classes.class_names[index]), 24) for index in shown])
     axes.set(xlim=(0, 100), ylim=(len(shown) - 0.4, -0.6), xlabel="accuracy (%)")
     axes.tick_params(axis="y", length=0)
+
+
+def _unevenness(classes: ClasswiseReport) -> str:
+    return (
+        f"Worst class {_percent(classes.worst_class.robust_accuracy)} (95 % interval "
+        f"{_interval(*classes.worst_interval)}), worst 10 % of the classes {_percent(classes.tail_10)}, "
+        f"worst 20 % {_percent(classes.tail_20)}; standard deviation over the classes divided by their mean "
+        f"{_number(classes.nsd)}, Gini {_number(classes.gini)}."
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def _confusion_figure(classes: ClasswiseReport) -> _Picture:
+    """Who is taken for whom: the worst classes, those of one group side by side."""
+    groups = classes.groups()
+    worst = _worst_first(classes.robust, _MAX_CELLS)
+    shown = np.array(sorted((i for i in worst if groups[i] >= 0), key=lambda i: (groups[i], i)))
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "confusion"}):
+        size = 1.6 + 0.32 * len(shown)
+        figure = Figure(figsize=(size + 0.3, size), layout="constrained")
+        _draw_confusion(figure.subplots(), classes, shown, groups)
+        svg = _svg(
+            figure,
+            f"Heat map of {len(shown)} classes, by label and adversarial prediction; "
+            f"{len(set(groups[shown].tolist()))} groups of classes that are taken for each other",
+        )
+    which = "" if len(worst) == len(classes.class_names) else f"The {len(worst)} worst classes. "
+    return _Picture(
+        svg,
+        f"{which}Rows: label. Columns: prediction under the attack that turns the sample. Share of the row "
+        "in percent, the stronger the colour the larger; orange off the diagonal. Lines part groups of "
+        "classes that are taken for each other (clustering of the errors).",
+    )
+
+
+def _draw_confusion(
+    axes: Axes, classes: ClasswiseReport, shown: NDArray[np.int64], groups: NDArray[np.int64]
+) -> None:
+    shares = classes.transitions[np.ix_(shown, shown)]
+    for (row, column), share in np.ndenumerate(shares):
+        # Patches instead of an image: they take the page's colours, and 400 of them are small.
+        if share > 0:
+            colour = _CLEAN if row == column else _ROBUST
+            corner, strength = (column - 0.5, row - 0.5), float(share) ** 0.5
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, linewidth=0, alpha=strength))
+        if share >= 0.005:
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7)
+    for edge in np.flatnonzero(np.diff(groups[shown])) + 0.5:
+        axes.axhline(edge, color=_INK, linewidth=0.8)
+        axes.axvline(edge, color=_INK, linewidth=0.8)
+    names = [_middle(_printable(classes.class_names[index]), 14) for index in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=90)
+    axes.set_yticks(range(len(shown)), names)
+    axes.tick_params(length=0)
+    axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(shown) - 0.5, -0.5), aspect="equal")
 
 
 def _key(logit: LogitReport) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from scipy import special, stats
 from art_logits import analysis
 from art_logits.analysis import (
     Statistics,
+    adversarial_predictions,
     classwise_report,
     compare,
     logit_report,
@@ -87,6 +88,100 @@ def test_without_an_attack_robust_is_clean(make_table):
     report = classwise_report(Records(make_table(LABELS, CLEAN, {})))
     assert report.robust == approx(report.clean)
     assert report.attacks == {}
+
+
+def test_unevenness_by_hand(records):
+    report = classwise_report(records)
+    # Cats 0.25, dogs 0, no frogs.
+    assert (report.tail_10, report.tail_20) == (0, 0)
+    assert (report.nsd, report.gini) == (1, 0.5)
+    assert report.worst_interval == approx(classwise.worst_class_interval([1, 0, 0], [4, 2, 0]))
+    assert report.worst_interval[0] == 0
+    assert (report.reference.tail_10, report.reference.nsd) == approx((0.5, 0.2))
+
+
+def test_transitions_by_hand(records):
+    report = classwise_report(records)
+    # Cats: one robust, one turned into a dog by pgd, one into a frog by tpgd, one a dog without an attack.
+    # Dogs: one turned into a cat by both, one by tpgd.
+    assert report.confusion.tolist() == [[1, 2, 1], [2, 0, 0], [0, 0, 0]]
+    assert report.transitions[:2].tolist() == [[0.25, 0.5, 0.25], [1, 0, 0]]
+    assert np.isnan(report.transitions[2]).all()
+    assert report.groups().tolist() == [0, 0, -1]
+
+
+def test_of_two_attacks_that_succeed_the_smaller_margin_names_the_prediction(make_table):
+    table = make_table([0, 0], [A, A], {"pgd": [[0, 1, 0], A], "tpgd": [[0, 0, 2], A]})
+    assert adversarial_predictions(Records(table)).tolist() == [2, 0]
+
+
+def test_a_tie_that_keeps_the_label_does_not_hide_the_attack_that_turns_it(make_table):
+    # Both margins are 0; argmax takes the first class, which is the label of the first sample only.
+    tie = [1, 1, 0]
+    table = make_table([0, 1], [A, B], {"pgd": [tie, tie], "tpgd": [A, B]})
+    records = Records(table)
+    assert adversarial_predictions(records).tolist() == [0, 0]
+    assert records.robust().tolist() == [True, False]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_the_diagonal_of_the_transitions_is_the_robust_accuracy(random_table, seed, num_classes):
+    report = classwise_report(Records(random_table(30, num_classes, seed=seed, reference=True)))
+    for each in (report, report.reference):
+        assert np.diag(each.transitions) == approx(each.robust)
+        assert each.confusion.sum(axis=1).tolist() == each.support.tolist()
+
+
+def test_without_an_attack_predictions_are_the_clean_ones(make_table):
+    records = Records(make_table(LABELS, CLEAN, {}))
+    assert adversarial_predictions(records).tolist() == [0, 0, 0, 1, 1, 1]
+    assert classwise_report(records).gains() == []
+    assert len(classwise_report(records).consistency()) == 0
+
+
+def test_gains_by_hand(make_table):
+    labels = [0, 0, 1, 1, 2, 2]
+    clean = np.eye(4)[labels]
+
+    def under(robust):
+        return np.eye(4)[[y if r else 3 for y, r in zip(labels, robust, strict=True)]]
+
+    # Weak: 1, 1, 0.5. Middle: 1, 0.5, 0.5. Strong: 1, 0.5, 0. Class 3 has no samples.
+    attacks = {
+        "strong": under([1, 1, 1, 0, 0, 0]),
+        "weak": under([1, 1, 1, 1, 1, 0]),
+        "middle": under([1, 1, 1, 0, 1, 0]),
+    }
+    report = classwise_report(Records(make_table(labels, clean, attacks)))
+    middle, strong = report.gains()
+    assert (middle.attack, middle.baseline, strong.attack) == ("middle", "weak", "strong")
+    assert middle.gain == approx([0, 0.5, 0, math.nan])
+    assert strong.gain == approx([0, 0.5, 0.5, math.nan])
+    # Vulnerability 0, 0.25, 0.75 against gains 0, 0.5, 0.5: ranks 1, 2, 3 against 1, 2.5, 2.5.
+    assert strong.vulnerability.n == 3
+    assert strong.vulnerability.spearman == approx(math.sqrt(3) / 2)
+    assert middle.vulnerability.spearman == approx(0)
+    frame = report.consistency()
+    assert frame[["a", "b"]].to_numpy().tolist() == [
+        ["strong", "weak"],
+        ["strong", "middle"],
+        ["weak", "middle"],
+    ]
+    assert frame["spearman"].tolist() == approx([math.sqrt(3) / 2] * 2 + [0.5])
+
+
+def test_one_two_and_a_thousand_classes(make_table, random_table):
+    lonely = classwise_report(Records(make_table([0, 0], [[1, 0], [0, 1]], {"pgd": [[1, 0], [1, 0]]})))
+    assert lonely.support.tolist() == [2, 0]
+    assert (lonely.disparity, lonely.gini, lonely.tail_20) == (0, 0, 0.5)
+    assert lonely.groups().tolist() == [0, -1]
+    two = classwise_report(Records(random_table(20, 2)))
+    assert two.groups().tolist() == [0, 0]
+    many = classwise_report(Records(random_table(3000, 1000)))
+    assert many.tail_10 <= many.tail_20
+    assert many.groups().max() < 20
+    assert 0 <= many.worst_interval[0] <= many.worst_interval[1] <= 1
 
 
 def test_class_frame_and_csv(records, tmp_path):
@@ -298,6 +393,9 @@ def test_summary_has_every_field_of_the_contract(records):
     }
     assert summary["worst_class"] == {"name": "dog", "robust_accuracy": 0.0}
     assert summary["disparity"] == 0.25
+    low, high = classwise.worst_class_interval([1, 0], [4, 2])
+    assert summary["worst_class_interval"] == approx({"low": low, "high": high})
+    assert [summary[name] for name in ("tail_10", "tail_20", "nsd", "gini")] == [0, 0, 1, 0.5]
     assert summary["reference"]["worst_class"] == {"name": "dog", "robust_accuracy": 0.5}
     assert set(summary["logits"]) == {"model", "reference"}
     for conditions in summary["logits"].values():

@@ -74,6 +74,21 @@ def test_page_states_the_result(records):
     assert [tag for tag, attributes in page.tags if attributes.get("class") == "worst"] == ["tr"]
 
 
+def test_page_says_how_uneven_the_classes_are(make_table):
+    clean = np.eye(3)[[0, 0, 1, 1]]
+    attacked = np.eye(3)[[0, 1, 1, 1]]
+    page = Page(render(Records(make_table([0, 0, 1, 1], clean, {"pgd": attacked}))))
+    # Robust 0.5 and 1: mean 0.75, deviation 0.25; Gini 0.5 * 2 / (2 * 4 * 0.75).
+    assert "Worst class 50.0% (95 % interval 1.3-" in page.text
+    assert "worst 10 % of the classes 50.0%, worst 20 % 50.0%" in page.text
+    assert "divided by their mean 0.33, Gini 0.17." in page.text
+    drawing = next(a for tag, a in page.tags if tag == "svg" and "Heat map" in a["aria-label"])
+    assert "Heat map of 2 classes" in drawing["aria-label"]
+    # The row of class 0 is half right, half taken for class 1; class 1 is always right.
+    cells = [text.strip() for text in page.texts]
+    assert cells.count("50") >= 2
+
+
 def test_page_needs_nothing_from_outside(records):
     text = render(records)
     assert "http" not in text
@@ -88,10 +103,11 @@ def test_page_needs_nothing_from_outside(records):
 def test_drawings_are_described_and_follow_the_theme(records):
     text = render(records)
     drawings = [attributes for tag, attributes in Page(text).tags if tag == "svg"]
-    assert len(drawings) == 5
+    assert len(drawings) == 6
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
     assert "the worst is" in drawings[0]["aria-label"]
-    assert "median" in drawings[1]["aria-label"]
+    assert "Heat map of 3 classes, by label and adversarial prediction" in drawings[1]["aria-label"]
+    assert "median" in drawings[2]["aria-label"]
     assert "prefers-color-scheme: dark" in text
     assert "currentColor" in text
     assert "#01020" not in text
@@ -165,6 +181,7 @@ def test_page_of_many_classes_draws_the_worst(random_table):
     records = many_classes(random_table, 60)
     page = Page(render(records))
     assert "The 40 worst classes." in page.text
+    assert "The 20 worst classes. Rows: label." in page.text
     assert len([tag for tag, _ in page.tags if tag == "tr"]) > 60
 
 

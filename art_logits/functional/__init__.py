@@ -1,1 +1,1 @@
-"""Pure functions: statistics of logits (:mod:`.logits`) and of class-wise outcomes (:mod:`.classwise`)."""
+"""Pure functions: statistics of logits and of class-wise outcomes, rank correlations, groups of classes."""

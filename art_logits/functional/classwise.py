@@ -16,9 +16,10 @@ from torch import Tensor
 from art_logits._extras import require
 
 if TYPE_CHECKING:
-    from scipy import stats
+    from scipy import optimize, stats
     from torchmetrics.functional import classification
 else:
+    optimize = require("scipy.optimize", extra="evaluate")
     stats = require("scipy.stats", extra="evaluate")
     classification = require("torchmetrics.functional.classification", extra="evaluate")
 
@@ -135,11 +136,7 @@ def wilson_interval(hits: ArrayLike, support: ArrayLike, *, level: float = 0.95)
     >>> round(float(low), 3), round(float(high), 3)
     (0.237, 0.763)
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
-    count, total = np.asarray(hits, dtype=np.float64), np.asarray(support, dtype=np.float64)
-    if np.any(count < 0) or np.any(count > total):
-        raise ValueError("hits: expected counts from 0 to support, got some outside")
+    count, total = _check_counts(hits, support, level)
     z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
     share = ratio(count, total)
     centre = ratio(count + z2 / 2, total + z2)
@@ -181,6 +178,157 @@ def disparity(values: ArrayLike) -> float:
     """
     array = np.asarray(values, dtype=np.float64)
     return float("nan") if np.isnan(array).all() else float(np.nanmax(array) - np.nanmin(array))
+
+
+def tail(values: ArrayLike, share: float) -> float:
+    """Mean of the lowest values: the worst 10 % of the classes, say.
+
+    Args:
+        values: ``(C,)``, such as robust accuracies; NaN for a class without samples, which does not count.
+        share: part of the classes, in ``(0, 1]``; rounded up to whole classes, so at least one.
+
+    Returns:
+        The mean; NaN where all are NaN.
+
+    Raises:
+        ValueError: ``share`` is outside ``(0, 1]``.
+
+    >>> tail([0.9, 0.1, 0.5, float("nan"), 0.3], 0.5)
+    0.2
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a part of the classes above 0 and at most 1, got {share}")
+    present = np.sort(_present(values))
+    if not len(present):
+        return float("nan")
+    # Rounded first: 0.07 * 100 is a little more than 7.
+    return float(present[: int(np.ceil(round(share * len(present), 9)))].mean())
+
+
+def nsd(values: ArrayLike) -> float:
+    """Normalized standard deviation over the classes: that of the population, divided by the mean.
+
+    Args:
+        values: ``(C,)``, not negative, such as robust accuracies; NaN for a class without samples.
+
+    Returns:
+        ``std / mean``, 0 where all classes are equal; NaN where the mean is 0 or all are NaN.
+
+    >>> nsd([0.25, 0.75, float("nan")])
+    0.5
+    """
+    present = _present(values)
+    return float(stats.variation(present)) if present.any() else float("nan")
+
+
+def gini(values: ArrayLike) -> float:
+    """Gini coefficient over the classes, ``sum_ij |v_i - v_j| / (2 K^2 mean)`` of ``K`` values.
+
+    Args:
+        values: ``(C,)``, not negative, such as robust accuracies; NaN for a class without samples.
+
+    Returns:
+        From 0 (all classes equal) to ``1 - 1 / K`` (one class has everything); NaN where the mean is 0 or
+        all are NaN.
+
+    Raises:
+        ValueError: a value is negative.
+
+    >>> gini([0.0, 0.0, 1.0, 0.0, float("nan")])
+    0.75
+    """
+    present = np.sort(_present(values))
+    if np.any(present < 0):
+        raise ValueError(f"values: expected none below 0, got {present[0]}")
+    if not present.any():
+        return float("nan")
+    # Sorted, value i (from 1) is added i - 1 times and subtracted K - i times in the sum over pairs.
+    count = len(present)
+    factors = 2 * np.arange(1, count + 1) - count - 1
+    return float((factors * present).sum() / (count * present.sum()))
+
+
+def worst_class_interval(hits: ArrayLike, support: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the smallest of several proportions, such as the worst class's accuracy.
+
+    The smallest *observed* proportion lies below the smallest true one on average, because the unluckiest of
+    several classes is chosen: an interval of that class alone does not know it, and percentiles of a
+    bootstrapped minimum repeat the bias instead of removing it. Here the bootstrap is inverted. With ``m``
+    the observed minimum, and classes resampled as independent binomials of their observed proportions, all
+    raised to at least ``t``, the upper end is the ``t`` at which a resampled minimum of ``m`` or less has
+    the probability ``(1 - level) / 2``; the minimum's distribution is a product over classes, so nothing is
+    drawn. The lower end is the smallest of the classes' Clopper-Pearson bounds, which needs no correction:
+    it holds whenever that of the one truly worst class does. With a single class both ends are those of the
+    Clopper-Pearson interval.
+
+    Args:
+        hits: ``(C,)``, from 0 to ``support``.
+        support: ``(C,)``, numbers of samples; classes without any do not count.
+        level: coverage, in ``(0, 1)``.
+
+    Returns:
+        Lower and upper end, in ``[0, 1]``; NaN where no class has samples.
+
+    Raises:
+        ValueError: ``level`` is outside ``(0, 1)``, or ``hits`` outside ``[0, support]``.
+
+    >>> low, high = worst_class_interval([5, 9, 0], [10, 10, 0])
+    >>> round(low, 3), round(high, 3)
+    (0.187, 0.816)
+    """
+    count, total = _check_counts(hits, support, level)
+    count, total = count[total > 0], total[total > 0]
+    if not len(total):
+        return float("nan"), float("nan")
+    shares, rest = count / total, (1 - level) / 2
+    lowest = float(shares.min())
+    low = 0.0 if lowest == 0 else float(stats.beta.ppf(rest, count, total - count + 1).min())
+    return low, _highest_minimum(shares, total, rest)
+
+
+def _highest_minimum(shares: Floats, total: Floats, rest: float) -> float:
+    """The ``t`` at which classes of at least ``t`` reach the observed minimum with probability ``rest``."""
+    lowest = float(shares.min())
+    # The most hits of each class that do not lie above the minimum, in spite of rounding.
+    most = np.floor(lowest * total + 1e-9)
+
+    def excess(t: float) -> float:
+        return 1 - float(stats.binom.sf(most, total, np.maximum(shares, t)).prod()) - rest
+
+    # At t = lowest the worst class alone is not above it with a probability of a half or more.
+    return 1.0 if lowest == 1 else float(optimize.brentq(excess, lowest, 1.0, xtol=1e-9))
+
+
+def _present(values: ArrayLike) -> Floats:
+    """The values of classes that have samples."""
+    array = np.asarray(values, dtype=np.float64)
+    return array[~np.isnan(array)]
+
+
+def _check_counts(hits: ArrayLike, support: ArrayLike, level: float) -> tuple[Floats, Floats]:
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+    count, total = np.asarray(hits, dtype=np.float64), np.asarray(support, dtype=np.float64)
+    if np.any(count < 0) or np.any(count > total):
+        raise ValueError("hits: expected counts from 0 to support, got some outside")
+    return count, total
+
+
+def row_shares(matrix: ArrayLike) -> Floats:
+    """A matrix of counts with every row divided by its sum.
+
+    Args:
+        matrix: ``(C, C)``, such as that of :func:`confusion`.
+
+    Returns:
+        ``(C, C)``; rows sum to 1, those of a class without samples are NaN.
+
+    >>> row_shares([[1, 3], [0, 0]])
+    array([[0.25, 0.75],
+           [ nan,  nan]])
+    """
+    counts = np.asarray(matrix, dtype=np.float64)
+    return ratio(counts, counts.sum(axis=1, keepdims=True))
 
 
 def confusion(

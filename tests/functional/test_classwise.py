@@ -130,3 +130,85 @@ def test_holm_lies_between_the_raw_values_and_bonferroni(p_values):
     assert np.all(adjusted >= raw)
     assert np.all(adjusted <= np.minimum(1, raw * len(raw)) + 1e-12)
     assert np.all(np.diff(adjusted[np.argsort(raw, kind="stable")]) >= 0)
+
+
+accuracies = st.lists(st.one_of(st.integers(0, 20).map(lambda n: n / 20), st.just(np.nan)), max_size=30)
+
+
+def test_tail_by_hand():
+    values = [0.9, 0.1, np.nan, 0.5, 0.3]
+    assert classwise.tail(values, 0.1) == 0.1
+    assert classwise.tail(values, 0.5) == pytest.approx(0.2)
+    assert classwise.tail(values, 1) == pytest.approx(0.45)
+    # 7 % of 100 classes are 7, although 0.07 * 100 is not.
+    assert classwise.tail(np.arange(100), 0.07) == 3
+    assert np.isnan(classwise.tail([np.nan], 0.1))
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, np.nan])
+def test_tail_refuses(share):
+    with pytest.raises(ValueError, match=f"share: expected a part .* at most 1, got {share}"):
+        classwise.tail([0.5], share)
+
+
+@given(accuracies)
+def test_unevenness_matches_its_definitions(values):
+    present = np.array([value for value in values if not np.isnan(value)])
+    nsd, gini = classwise.nsd(values), classwise.gini(values)
+    if not present.any():
+        assert np.isnan([nsd, gini]).all()
+        return
+    pairs = np.abs(present[:, None] - present[None]).mean()
+    assert nsd == pytest.approx(present.std() / present.mean())
+    assert gini == pytest.approx(pairs / 2 / present.mean(), abs=1e-12)
+    assert -1e-12 <= gini <= 1 - 1 / len(present) + 1e-12
+    assert classwise.tail(values, 0.1) <= classwise.tail(values, 0.2) + 1e-12
+
+
+def test_gini_refuses_negative_values():
+    with pytest.raises(ValueError, match=r"values: expected none below 0, got -0\.5"):
+        classwise.gini([0.1, -0.5])
+
+
+@given(st.integers(1, 300), st.data(), st.sampled_from([0.8, 0.95]))
+def test_worst_class_interval_of_one_class_is_clopper_pearson(support, data, level):
+    hits = data.draw(st.integers(0, support))
+    expected = stats.binomtest(hits, support).proportion_ci(level, method="exact")
+    interval = classwise.worst_class_interval([hits, 0], [support, 0], level=level)
+    assert interval == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=8))
+def test_worst_class_interval_contains_the_observed_minimum(rows):
+    support = np.array([n for _, n in rows])
+    hits = np.minimum([h for h, _ in rows], support)
+    low, high = classwise.worst_class_interval(hits, support)
+    assert 0 <= low <= (hits / support).min() <= high <= 1
+
+
+@pytest.mark.parametrize("truth", [[0.5] * 10, [0.2] + [0.7] * 9, np.linspace(0.3, 0.8, 10), [0.02] * 5])
+def test_worst_class_interval_covers_the_true_minimum(truth):
+    rng = np.random.default_rng(0)
+    draws = rng.binomial(60, truth, size=(300, len(truth)))
+    intervals = np.array([classwise.worst_class_interval(hits, [60] * len(truth)) for hits in draws])
+    covered = (intervals[:, 0] <= min(truth)) & (min(truth) <= intervals[:, 1])
+    assert covered.mean() >= 0.93
+    if len(set(truth)) == 1 and truth[0] == 0.5:
+        # Of equal classes the unluckiest looks bad: the interval of that class alone misses far too often.
+        worst = draws.min(axis=1)
+        alone = np.array([classwise.wilson_interval(h, 60)[1] for h in worst])
+        assert (alone >= 0.5).mean() < 0.93
+
+
+def test_worst_class_interval_of_nothing_and_its_refusals():
+    assert np.isnan(classwise.worst_class_interval([0], [0])).all()
+    with pytest.raises(ValueError, match="level: expected a coverage between 0 and 1, got 2"):
+        classwise.worst_class_interval([0], [1], level=2)
+    with pytest.raises(ValueError, match="hits: expected counts from 0 to support"):
+        classwise.worst_class_interval([2], [1])
+
+
+def test_row_shares_by_hand():
+    shares = classwise.row_shares([[2, 1, 1], [0, 0, 0], [0, 0, 5]])
+    assert shares[[0, 2]].tolist() == [[0.5, 0.25, 0.25], [0, 0, 1]]
+    assert np.isnan(shares[1]).all()

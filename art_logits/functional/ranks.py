@@ -1,0 +1,88 @@
+"""Rank correlations with intervals: do two measurements order the classes alike?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from art_logits._extras import require
+
+if TYPE_CHECKING:
+    from scipy import stats
+else:
+    stats = require("scipy.stats", extra="evaluate")
+
+
+class RankCorrelation(NamedTuple):
+    """Two rank correlations of the same pairs, with their intervals.
+
+    Attributes:
+        n: pairs without a NaN.
+        spearman: Spearman's rho, in ``[-1, 1]``; NaN for fewer than two pairs or a constant side.
+        spearman_low: lower end of its interval; NaN for fewer than four pairs.
+        spearman_high: upper end.
+        kendall: Kendall's tau-b, in ``[-1, 1]``; NaN as rho.
+        kendall_low: lower end of its interval; NaN for fewer than five pairs.
+        kendall_high: upper end.
+    """
+
+    n: int
+    spearman: float
+    spearman_low: float
+    spearman_high: float
+    kendall: float
+    kendall_low: float
+    kendall_high: float
+
+
+def rank_correlation(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> RankCorrelation:
+    """Spearman's rho and Kendall's tau-b, with intervals on Fisher's scale.
+
+    The intervals are ``tanh(atanh(r) -+ z s)`` with ``s^2 = (1 + rho^2 / 2) / (n - 3)`` for rho (Bonett and
+    Wright 2000) and ``s^2 = 0.437 / (n - 4)`` for tau (Fieller, Hartley and Pearson 1957). A correlation of
+    exactly 1 or -1 has an interval without width.
+
+    Args:
+        a: ``(K,)``, such as the robust accuracy of each class under one attack.
+        b: ``(K,)``, the same under another; a pair with a NaN on either side does not count.
+        level: coverage, in ``(0, 1)``.
+
+    Returns:
+        Both correlations and their intervals.
+
+    Raises:
+        ValueError: the lengths differ, or ``level`` is outside ``(0, 1)``.
+
+    >>> rank_correlation([1, 2, 3], [10, 30, 20])[:2]
+    (3, 0.5)
+    """
+    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if left.ndim != 1 or left.shape != right.shape:
+        raise ValueError(
+            f"b: expected one value per value of a, of shape {left.shape}, got shape {right.shape}"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+    both = ~(np.isnan(left) | np.isnan(right))
+    left, right = left[both], right[both]
+    n = len(left)
+    if n < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
+        return RankCorrelation(n, *[float("nan")] * 6)
+    # Rounding can leave 1 + 2e-16, whose atanh is NaN.
+    rho = float(np.clip(stats.spearmanr(left, right).statistic, -1, 1))
+    tau = float(np.clip(stats.kendalltau(left, right).statistic, -1, 1))
+    z = float(stats.norm.ppf((1 + level) / 2))
+    return RankCorrelation(
+        n, rho, *_fisher(rho, z, 1 + rho**2 / 2, n - 3), tau, *_fisher(tau, z, 0.437, n - 4)
+    )
+
+
+def _fisher(r: float, z: float, variance: float, freedom: int) -> tuple[float, float]:
+    if freedom <= 0:
+        return float("nan"), float("nan")
+    if abs(r) > 1 - 1e-12:  # exactly 1, but for rounding
+        return r, r
+    spread = z * np.sqrt(variance / freedom)
+    return float(np.tanh(np.arctanh(r) - spread)), float(np.tanh(np.arctanh(r) + spread))

@@ -1,0 +1,214 @@
+"""Model against reference, and which logits give a fall away: pure functions of the records.
+
+All return pandas DataFrames. Conditions are those of :func:`~art_logits.analysis.logit_report`: ``clean``,
+and ``adversarial`` under the strongest attack on each sample (of each model its own).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from art_logits._extras import require
+from art_logits.analysis import LogitReport, logit_report
+from art_logits.functional.classwise import ratio
+from art_logits.functional.ranks import RankCorrelation, rank_correlation
+from art_logits.records import ModelName, Records
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy import stats
+    from sklearn import metrics
+else:
+    pd = require("pandas", extra="evaluate")
+    stats = require("scipy.stats", extra="evaluate")
+    metrics = require("sklearn.metrics", extra="evaluate")
+
+__all__ = ["confidence_correlation", "fall_predictors", "reference_differences", "wrong_class_agreement"]
+
+Floats = NDArray[np.float64]
+
+_BLOCK = 2048
+_RESAMPLES = 1000
+
+
+def reference_differences(records: Records, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Mean difference between model and reference on the same samples, with a paired bootstrap interval.
+
+    Args:
+        records: of an evaluation with a reference.
+        level: coverage, in ``(0, 1)``.
+        seed: of the 1000 resamples; the interval is their percentiles.
+
+    Returns:
+        Columns ``condition, quantity, difference, low, high``: model minus reference, in the quantity's unit.
+        The ends are NaN for a single sample.
+
+    Raises:
+        ValueError: there is no reference, or ``level`` is outside ``(0, 1)``.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+    samples = _with_reference(records).samples
+    rows = []
+    for condition, quantities in samples["model"].items():
+        for quantity, values in quantities.items():
+            if len(values):
+                change = values.astype(np.float64) - samples["reference"][condition][quantity]
+                low, high = _mean_interval(change, level, seed)
+                rows.append((condition, quantity, float(change.mean()), low, high))
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=["condition", "quantity", "difference", "low", "high"])
+    return frame
+
+
+def confidence_correlation(records: Records) -> pd.DataFrame:
+    """Are model and reference confident on the same samples?
+
+    Args:
+        records: of an evaluation with a reference.
+
+    Returns:
+        One row per condition that has samples: ``condition``, then the fields of
+        :class:`~art_logits.functional.ranks.RankCorrelation` between the two models' confidences.
+
+    Raises:
+        ValueError: there is no reference.
+    """
+    samples = _with_reference(records).samples
+    rows = [
+        {
+            "condition": condition,
+            **rank_correlation(
+                quantities["confidence"], samples["reference"][condition]["confidence"]
+            )._asdict(),
+        }
+        for condition, quantities in samples["model"].items()
+        if len(quantities["confidence"])
+    ]
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=["condition", *RankCorrelation._fields])
+    return frame
+
+
+def wrong_class_agreement(records: Records, *, bins: int = 4) -> pd.DataFrame:
+    """Do model and reference order the wrong classes of a clean sample alike?
+
+    Per sample, Spearman's rho between the two models' logits of the ``C - 1`` classes other than the label.
+
+    Args:
+        records: of an evaluation with a reference.
+        bins: groups of samples of equal size by the model's confidence, from low to high.
+
+    Returns:
+        Columns ``confidence_low, confidence_high, n, agreement``: the mean rho of all samples first, then of
+        every group. ``n`` counts samples with a rho: it needs three classes, and logits that differ.
+
+    Raises:
+        ValueError: there is no reference, or ``bins`` is below 1.
+    """
+    if bins < 1:
+        raise ValueError(f"bins: expected at least 1, got {bins}")
+    confidence = _with_reference(records).samples["model"]["clean"]["confidence"]
+    agreement = _agreement(records)
+    groups = np.array_split(np.argsort(confidence, kind="stable"), bins)
+    rows = [
+        (float(confidence[each].min()), float(confidence[each].max()), *_mean(agreement[each]))
+        for each in [np.arange(len(confidence)), *groups]
+        if len(each)
+    ]
+    columns = ["confidence_low", "confidence_high", "n", "agreement"]
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
+    return frame
+
+
+def fall_predictors(records: Records, model: ModelName = "model") -> pd.DataFrame:
+    """Which clean logit statistic tells whether an attack will turn a sample?
+
+    Args:
+        records: of an evaluation.
+        model: ``"model"`` or ``"reference"``.
+
+    Returns:
+        One row for all classes (an empty ``class``) and one per class: ``class``, ``n`` (samples that are
+        right without an attack), ``falls`` (those of them that some attack turns), and per quantity of
+        :data:`~art_logits.analysis.LOGIT_QUANTITIES` the AUROC of standing: the probability that a sample
+        which withstands all attacks has the larger value than one which does not. Above 0.5 large values
+        protect, below 0.5 (entropy) they give the fall away; NaN where all stand or all fall.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    records.prefix(model)  # refuses a model that is not there
+    values = logit_report(records).samples[model]["clean"]
+    right, stands = records.correct(model), records.robust(model)
+    labels = records.column("label")
+    rows = [_predictor_row("", right, stands, values)]
+    for index, name in enumerate(records.class_names):
+        rows.append(_predictor_row(name, right & (labels == index), stands, values))
+    frame: pd.DataFrame = pd.DataFrame(rows)
+    return frame
+
+
+def _with_reference(records: Records) -> LogitReport:
+    records.prefix("reference")  # refuses records without one
+    return logit_report(records)
+
+
+def _mean_interval(values: Floats, level: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap of the mean."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    # In batches: all resamples of 50,000 samples at once would take 400 MB.
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, 4_000_000 // len(values)),
+        confidence_level=level,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _agreement(records: Records) -> Floats:
+    """Spearman's rho over the wrong classes, ``(N,)``; NaN where it is not defined."""
+    labels = records.column("label")
+    first, second = records.column("clean_logits"), records.column("reference.clean_logits")
+    result = np.empty(len(records))
+    for start in range(0, len(records), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        result[rows] = _row_spearman(_wrong(first[rows], labels[rows]), _wrong(second[rows], labels[rows]))
+    return result
+
+
+def _wrong(block: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits ``(N, C)`` without the label's, ``(N, C - 1)``."""
+    keep = np.arange(block.shape[1])[np.newaxis] != labels[:, np.newaxis]
+    wrong: NDArray[np.float32] = block[keep].reshape(len(block), -1)
+    return wrong
+
+
+def _row_spearman(a: NDArray[np.float32], b: NDArray[np.float32]) -> Floats:
+    """Spearman's rho of every row: Pearson's correlation of the average ranks."""
+    ranks = [stats.rankdata(each, axis=1) for each in (a, b)]
+    x, y = (each - each.mean(axis=1, keepdims=True) for each in ranks)
+    return ratio((x * y).sum(axis=1), np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
+
+
+def _mean(values: Floats) -> tuple[int, float]:
+    known = values[~np.isnan(values)]
+    return len(known), float(known.mean()) if len(known) else float("nan")
+
+
+def _predictor_row(
+    name: str, right: NDArray[np.bool_], stands: NDArray[np.bool_], values: Any
+) -> dict[str, Any]:
+    outcome = stands[right]
+    scores = {
+        quantity: float(metrics.roc_auc_score(outcome, array[right])) if 0 < outcome.mean() < 1 else np.nan
+        for quantity, array in values.items()
+        if len(outcome)
+    } or dict.fromkeys(values, np.nan)
+    return {"class": name, "n": len(outcome), "falls": int((~outcome).sum()), **scores}

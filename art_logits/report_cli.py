@@ -1,0 +1,53 @@
+"""``art-logits report`` and ``art-logits compare``: everything again from the records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ._extras import require
+
+if TYPE_CHECKING:
+    import typer
+else:
+    typer = require("typer", extra="evaluate")
+
+COMPARISON = Path("art-logits-runs/comparison")
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: DIR]")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Also of a run that was interrupted, as far as it got.")
+    ] = False,
+) -> None:
+    """Make the tables and the report of a run again; needs neither model, nor data, nor GPU."""
+    from .records import Records
+    from .report import format_class_table, write_outputs
+
+    records = Records.load(directory, partial=partial)
+    folder = out or directory
+    folder.mkdir(parents=True, exist_ok=True)
+    write_outputs(records, folder)
+    typer.echo(format_class_table(records))
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs; the first is the baseline.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for comparison.csv and comparison.html.")] = COMPARISON,
+) -> None:
+    """Compare runs on the same data with the first one, class by class and sample by sample."""
+    from .comparison import format_comparison, write_comparison
+    from .records import Records
+
+    names = [str(directory) for directory in directories]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"directories: expected every run once, got {', '.join(twice)} twice")
+    comparisons = write_comparison({name: Records.load(name) for name in names}, out)
+    typer.echo(format_comparison(comparisons, names[0]))
+    typer.echo(f"comparison: {out / 'comparison.html'}")

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from art_logits.functional.ranks import rank_correlation
+
+pairs = st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=30)
+
+
+@given(pairs)
+def test_correlations_match_pandas_and_lie_in_their_intervals(rows):
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=["a", "b"]).astype(float)
+    result = rank_correlation(frame["a"], frame["b"])
+    varied = frame.nunique().min() > 1
+    assert np.isnan(result.spearman) == (not varied)
+    if varied:
+        # Pearson's correlation of the average ranks.
+        assert result.spearman == pytest.approx(frame.rank().corr().loc["a", "b"], abs=1e-9)
+        assert result.kendall == pytest.approx(frame.corr("kendall").loc["a", "b"], abs=1e-9)
+    if varied and len(rows) >= 5:
+        assert -1 <= result.spearman_low <= result.spearman <= result.spearman_high <= 1
+        assert -1 <= result.kendall_low <= result.kendall <= result.kendall_high <= 1
+
+
+def test_intervals_by_hand():
+    # Of seven, two neighbours swapped: rho = 1 - 6 * 2 / (7 * 48), tau = 1 - 2 * 1 / 21.
+    result = rank_correlation([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 7, 6])
+    rho, tau = 1 - 12 / 336, 1 - 2 / 21
+    z = stats.norm.ppf(0.975)
+    spread = z * np.sqrt((1 + rho**2 / 2) / 4)
+    assert (result.n, result.spearman, result.kendall) == pytest.approx((7, rho, tau))
+    assert result.spearman_low == pytest.approx(np.tanh(np.arctanh(rho) - spread))
+    assert result.spearman_high == pytest.approx(np.tanh(np.arctanh(rho) + spread))
+    spread = z * np.sqrt(0.437 / 3)
+    assert result.kendall_low == pytest.approx(np.tanh(np.arctanh(tau) - spread))
+    assert result.kendall_high == pytest.approx(np.tanh(np.arctanh(tau) + spread))
+    narrow = rank_correlation([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 7, 6], level=0.5)
+    assert narrow.spearman_low > result.spearman_low
+
+
+def test_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covariance = [[1, 0.6], [0.6, 1]]
+    truth = 6 / np.pi * np.arcsin(0.3)
+    covered = []
+    for _ in range(400):
+        a, b = rng.multivariate_normal([0, 0], covariance, size=50).T
+        result = rank_correlation(a, b)
+        covered.append(result.spearman_low <= truth <= result.spearman_high)
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_missing_pairs_do_not_count():
+    nan = np.nan
+    result = rank_correlation([1, nan, 2, 3, 4, 5, 6], [1, 9, 2, 3, nan, 4, 5])
+    assert result.n == 5
+    assert result[1:] == pytest.approx((1, 1, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("values", [([], []), ([1], [2]), ([1, 1, 1], [1, 2, 3]), ([np.nan] * 2, [1, 2])])
+def test_too_little_to_order_is_nan(values):
+    assert np.isnan(rank_correlation(*values)[1:]).all()
+
+
+def test_too_few_for_an_interval():
+    result = rank_correlation([1, 2, 3, 4], [1, 2, 4, 3])
+    assert not np.isnan(result.spearman_low)
+    assert np.isnan([result.kendall_low, result.kendall_high]).all()
+    assert np.isnan(rank_correlation([1, 2, 3], [1, 3, 2]).spearman_low)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "level", "message"),
+    [
+        ([1, 2], [1], 0.95, r"b: expected one value per value of a, of shape \(2,\), got shape \(1,\)"),
+        ([[1]], [[1]], 0.95, "b: expected one value per value of a"),
+        ([1, 2], [1, 2], 1, "level: expected a coverage between 0 and 1, got 1"),
+    ],
+)
+def test_refuses(a, b, level, message):
+    with pytest.raises(ValueError, match=message):
+        rank_correlation(a, b, level=level)

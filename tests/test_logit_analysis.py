@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from art_logits import logit_analysis
+from art_logits.analysis import LOGIT_QUANTITIES, logit_report
+from art_logits.logit_analysis import (
+    confidence_correlation,
+    fall_predictors,
+    reference_differences,
+    wrong_class_agreement,
+)
+from art_logits.records import Records
+
+A, B, C = np.eye(3).tolist()
+
+
+@pytest.fixture
+def records(random_table):
+    return Records(random_table(80, 5, reference=True))
+
+
+def test_differences_by_hand(make_table):
+    # Max logits 5, 3 against 1, 1; under attack 2, 2 against 2, 1.
+    model = ([[5, 0], [0, 3]], {"pgd": [[2, 0], [0, 2]]})
+    reference = ([[1, 0], [0, 1]], {"pgd": [[2, 0], [0, 1]]})
+    frame = reference_differences(Records(make_table([0, 1], *model, reference=reference)))
+    assert len(frame) == 2 * len(LOGIT_QUANTITIES)
+    rows = frame.set_index(["condition", "quantity"])
+    clean, attacked = rows.loc[("clean", "max_logit")], rows.loc[("adversarial", "max_logit")]
+    assert clean.tolist() == [3, 2, 4]
+    assert attacked.tolist() == [0.5, 0, 1]
+
+
+def test_difference_intervals_are_paired_and_near_those_of_students_t(records):
+    samples = logit_report(records).samples
+    rows = reference_differences(records).set_index(["condition", "quantity"])
+    change = samples["model"]["clean"]["margin"] - samples["reference"]["clean"]["margin"]
+    row = rows.loc[("clean", "margin")]
+    expected = stats.ttest_1samp(change.astype(float), 0).confidence_interval(0.95)
+    width = expected.high - expected.low
+    assert row["difference"] == pytest.approx(change.mean())
+    assert [row["low"], row["high"]] == pytest.approx([expected.low, expected.high], abs=0.12 * width)
+    assert reference_differences(records).equals(reference_differences(records))
+    narrow = reference_differences(records, level=0.5).set_index(["condition", "quantity"])
+    assert narrow.loc[("clean", "margin"), "low"] > row["low"]
+
+
+def test_difference_of_one_sample_without_an_attack(make_table):
+    frame = reference_differences(Records(make_table([0], [A], {}, reference=([B], {}))))
+    assert set(frame["condition"]) == {"clean"}
+    assert frame[["low", "high"]].isna().all(axis=None)
+
+
+def test_confidence_correlation_matches_scipy(records):
+    frame = confidence_correlation(records).set_index("condition")
+    samples = logit_report(records).samples
+    for condition in ("clean", "adversarial"):
+        pair = [samples[model][condition]["confidence"] for model in ("model", "reference")]
+        assert frame.loc[condition, "spearman"] == pytest.approx(stats.spearmanr(*pair).statistic)
+        assert frame.loc[condition, "n"] == 80
+
+
+def test_wrong_class_agreement_matches_scipy_in_blocks(records, monkeypatch):
+    monkeypatch.setattr(logit_analysis, "_BLOCK", 7)
+    labels, first = records.column("label"), records.column("clean_logits")
+    second = records.column("reference.clean_logits")
+    rho = np.array(
+        [
+            stats.spearmanr(np.delete(x, y), np.delete(z, y)).statistic
+            for x, z, y in zip(first, second, labels, strict=True)
+        ]
+    )
+    confidence = logit_report(records).samples["model"]["clean"]["confidence"]
+    order = np.argsort(confidence)
+    frame = wrong_class_agreement(records, bins=2)
+    assert frame["n"].tolist() == [80, 40, 40]
+    expected = [rho.mean(), rho[order[:40]].mean(), rho[order[40:]].mean()]
+    assert frame["agreement"].tolist() == pytest.approx(expected)
+    assert frame["confidence_low"][0] == confidence.min()
+    assert frame["confidence_high"][1] == confidence[order[39]]
+
+
+def test_agreement_by_hand_and_of_constant_logits(make_table):
+    model = [[9, 3, 2, 1], [9, 3, 2, 1], [9, 1, 1, 1]]
+    reference = [[9, 3, 2, 1], [9, 1, 2, 3], [9, 3, 2, 1]]
+    frame = wrong_class_agreement(
+        Records(make_table([0, 0, 0], model, {}, reference=(reference, {}))), bins=1
+    )
+    assert frame["n"].tolist() == [2, 2]
+    assert frame["agreement"].tolist() == [0, 0]
+    two = Records(make_table([0, 1], np.eye(2), {}, reference=(np.eye(2), {})))
+    assert wrong_class_agreement(two, bins=3)["n"].tolist() == [0, 0, 0]
+    assert wrong_class_agreement(two)["agreement"].isna().all()
+
+
+def test_fall_predictors_by_hand(make_table):
+    # Class 0: margins 4, 3 stand, 2 and 3.5 fall; one sample is wrong. Class 1: stands. Class 2: absent.
+    clean = [[4, 0, 0], [3, 0, 0], [2, 0, 0], [3.5, 0, 0], [0, 9, 0], [0, 1, 0]]
+    attacked = [[4, 0, 0], [3, 0, 0], [0, 1, 0], [0, 1, 0], [0, 9, 0], [0, 1, 0]]
+    frame = fall_predictors(Records(make_table([0, 0, 0, 0, 0, 1], clean, {"pgd": attacked})))
+    assert frame["class"].tolist() == ["", "0", "1", "2"]
+    assert frame["n"].tolist() == [5, 4, 1, 0]
+    assert frame["falls"].tolist() == [2, 2, 0, 0]
+    # Pairs (stands, falls) in which the one that stands has the larger margin: three of four in class 0,
+    # and none of the two with the sample of class 1.
+    assert frame["margin"].tolist() == pytest.approx([0.5, 0.75, np.nan, np.nan], nan_ok=True)
+    assert frame["max_logit"].equals(frame["margin"])
+    assert frame["entropy"][1] == pytest.approx(0.25)
+
+
+def test_fall_predictors_of_the_reference(records):
+    own, other = fall_predictors(records), fall_predictors(records, "reference")
+    assert own["n"][0] == records.correct().sum()
+    assert other["n"][0] == records.correct("reference").sum()
+    assert other["falls"][0] == other["falls"][1:].sum()
+
+
+def test_refusals(random_table, records):
+    alone = Records(random_table())
+    for function in (reference_differences, confidence_correlation, wrong_class_agreement):
+        with pytest.raises(ValueError, match="model: these records have no reference"):
+            function(alone)
+    with pytest.raises(ValueError, match="model: these records have no reference"):
+        fall_predictors(alone, "reference")
+    with pytest.raises(ValueError, match="level: expected a coverage between 0 and 1, got 0"):
+        reference_differences(records, level=0)
+    with pytest.raises(ValueError, match="bins: expected at least 1, got 0"):
+        wrong_class_agreement(records, bins=0)
