@@ -52,7 +52,7 @@ def train(attack: Any, seed: int, data: tuple[np.ndarray, np.ndarray], options: 
         eps=options.eps,
         eps_step=options.eps / 4,
         max_iter=options.steps,
-        num_random_init=1,
+        num_random_init=options.random_starts,
         batch_size=options.batch_size,
         verbose=False,
     )
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--random-starts", type=int, default=1, help="0: both attacks take the same steps")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--eps", type=float, default=0.2)
