@@ -773,11 +773,13 @@ def test_an_iterate_with_nan_logits_is_no_success() -> None:
     """A model that breaks down off the data: its argmax says another class, and that means nothing."""
 
     def brittle(x: Tensor) -> Tensor:
-        logits = torch.stack([x.sum(dim=1), -x.sum(dim=1)], dim=1)
+        logits = torch.stack([-x.sum(dim=1), x.sum(dim=1)], dim=1)
         return logits + torch.where(x.sum(dim=1) < 2.95, torch.nan, 0.0).unsqueeze(1)
 
     x = torch.ones(2, 3)
-    result = pgd(brittle, x, torch.zeros(2, dtype=torch.int64), eps=0.5, steps=3, random_start=False)
+    # argmax takes the first NaN for the largest logit: class 0, which is not the label.
+    labels = torch.ones(2, dtype=torch.int64)
+    result = pgd(brittle, x, labels, eps=0.5, steps=3, random_start=False)
     assert not result.success.any()
     assert not result.margin.isnan().any()
 
