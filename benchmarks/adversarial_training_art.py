@@ -35,7 +35,10 @@ ATTACKS = {
     "T-PGD, T = 1": functools.partial(TemperaturePGD, temperature=1.0),
     # The very steps of ART's attack, from other random starts.
     "T-PGD, T = 1, last": functools.partial(TemperaturePGD, temperature=1.0, keep="last"),
+    "T-PGD, T = 2, last": functools.partial(TemperaturePGD, temperature=2.0, keep="last"),
+    "T-PGD, T = 5, last": functools.partial(TemperaturePGD, temperature=5.0, keep="last"),
 }
+DEFAULT = ["ART's PGD", "T-PGD, T = gap", "T-PGD, T = 1", "T-PGD, T = 1, last"]
 
 
 def train(attack: Any, seed: int, data: tuple[np.ndarray, np.ndarray], options: argparse.Namespace) -> Any:
@@ -88,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=DEFAULT)
     parser.add_argument("--random-starts", type=int, default=1, help="0: both attacks take the same steps")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=7)

@@ -17,13 +17,10 @@ from typing import Any
 import pandas as pd
 import torch
 import torchattacks
-from losses import markdown
+from losses import load_case, markdown
 from torch import Tensor, nn
 
-from art_logits.data import load_data
-from art_logits.models import load_model
 from art_logits.plugins.torchattacks import TemperaturePGD
-from art_logits.presets import parse_number
 
 HERE = Path(__file__).parent
 FACTORS = (1e-3, 2.0**-3, 1.0, 2.0**3, 10.0, 100.0, 1000.0)
@@ -54,10 +51,7 @@ def standing(model: nn.Module, attack: Any, inputs: Tensor, labels: Tensor, size
 
 def measure(case: dict[str, Any], data_dir: Path) -> list[dict[str, Any]]:
     """One row per factor."""
-    source = case["data"] if case["data"] == "digits" else str(data_dir / case["data"])
-    data = load_data(source).subset(case["n"], seed=0)
-    checkpoint = HERE / case["checkpoint"] if "checkpoint" in case else None
-    base, eps = load_model(case["model"], checkpoint=checkpoint), parse_number(case["eps"])
+    base, data, eps = load_case(case, data_dir)
     inputs, labels = data.batch(slice(None))
     options = {"eps": eps, "alpha": eps / 4, "steps": 20}
     ours: dict[float, Tensor] = {}

@@ -18,9 +18,10 @@ from typing import Any
 import pandas as pd
 import torch
 from scipy.stats import binomtest
+from torch import nn
 
 from art_logits import TemperaturePGD, evaluate
-from art_logits.data import load_data
+from art_logits.data import Data, load_data
 from art_logits.models import load_model
 from art_logits.presets import parse_number
 
@@ -44,13 +45,17 @@ def attacks(eps: float, norm: str) -> dict[str, TemperaturePGD]:
     return table
 
 
-def measure(case: dict[str, Any], data_dir: Path) -> list[dict[str, Any]]:
-    """One row per attack on one model."""
+def load_case(case: dict[str, Any], data_dir: Path) -> tuple[nn.Module, Data, float]:
+    """Model, class-balanced samples and radius of a case of a config."""
     source = case["data"] if case["data"] == "digits" else str(data_dir / case["data"])
-    data = load_data(source).subset(case["n"], seed=0)
     checkpoint = HERE / case["checkpoint"] if "checkpoint" in case else None
     model = load_model(case["model"], checkpoint=checkpoint)
-    eps = parse_number(case["eps"])
+    return model, load_data(source).subset(case["n"], seed=0), parse_number(case["eps"])
+
+
+def measure(case: dict[str, Any], data_dir: Path) -> list[dict[str, Any]]:
+    """One row per attack on one model."""
+    model, data, eps = load_case(case, data_dir)
     robust, rows = {}, []
     for name, attack in attacks(eps, case["norm"]).items():
         records = evaluate(model, data, attacks={"attack": attack}, batch_size=256)
