@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from . import _checks
 from .attack import TemperaturePGD
 
-__all__ = ["ATTACKS", "parse_attack", "parse_attacks", "parse_number"]
+__all__ = ["ATTACKS", "free_name", "parse_attack", "parse_attacks", "parse_number"]
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(/\d+\.?\d*)?")
 
@@ -147,21 +147,31 @@ def parse_attacks(
     """Read several specs, see :func:`parse_attack`.
 
     Returns:
-        Attacks by their names for results, in the order given.
+        Attacks by their names for results, in the order given; of two with one name the second gets a number.
 
     Raises:
-        ValueError: if there are none, two are the same, or as :func:`parse_attack` raises.
+        ValueError: if there are none, or as :func:`parse_attack` raises.
         TypeError: as :func:`parse_attack` raises.
     """
     attacks: dict[str, TemperaturePGD] = {}
     for spec in specs:
         name, attack = parse_attack(spec, norm=norm, eps=eps, bounds=bounds, seed=seed)
-        if name in attacks:
-            raise ValueError(f"attack {spec!r} was given twice: give each attack once")
-        attacks[name] = attack
+        attacks[free_name(name, attacks)] = attack
     if not attacks:
         raise ValueError("attacks must name at least one attack, got none")
     return attacks
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """The name, or where it is taken with the first free number from 2.
+
+    >>> free_name("pgd", {"pgd", "pgd-2"})
+    'pgd-3'
+    """
+    number, free = 2, name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
 
 
 def _parse_options(text: str, spec: str) -> dict[str, Any]:

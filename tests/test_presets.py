@@ -98,7 +98,8 @@ def test_bad_specs(spec, message):
 def test_several_specs_have_distinct_names():
     attacks = parse_attacks(["pgd", "pgd:steps=50", "temperature-pgd"], **THREAT)
     assert list(attacks) == ["pgd", "pgd:steps=50", "temperature-pgd"]
-    with pytest.raises(ValueError, match="'pgd ' was given twice"):
-        parse_attacks(["pgd", "pgd "], **THREAT)
+    twice = parse_attacks(["pgd", "pgd ", "pgd:seed=3", "pgd"], **THREAT)
+    assert list(twice) == ["pgd", "pgd-2", "pgd:seed=3", "pgd-3"]
+    assert twice["pgd"] == twice["pgd-2"]
     with pytest.raises(ValueError, match="at least one attack"):
         parse_attacks([], **THREAT)
