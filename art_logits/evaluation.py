@@ -325,8 +325,9 @@ def _identity(
 
 def _config(attack: Attack) -> dict[str, Any]:
     """What an attack says of itself."""
-    if isinstance(attack, TemperaturePGD):
-        return attack.config()
+    config = getattr(attack, "config", None)
+    if callable(config):
+        return dict(config())
     return {"callable": f"{getattr(attack, '__module__', '')}.{_qualified_name(attack)}"}
 
 

@@ -73,7 +73,8 @@ def test_the_step_follows_the_specs_own_eps():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("pdg", r"attack must be one of pgd, temperature-pgd, got 'pdg' \(did you mean pgd"),
+        ("pdg", r"attack must be one of pgd, .*torchattacks:CLASS, art:CLASS, got 'pdg' \(did you mean pgd"),
+        ("torchatacks:PGD", r"attack must be one of .* \(did you mean torchattacks"),
         ("pgd:step=3", r"the option must be one of eps, .* got 'step' \(did you mean steps"),
         ("pgd:bounds=3", "the option must be one of"),
         ("pgd:", "expected key=value after the colon, got ''"),
