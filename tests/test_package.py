@@ -31,7 +31,7 @@ EXTRAS = [
 FLOORS = [
     {"types", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "prepare", "distill", "fairness", "records"},
+    {"attack", "counting", "prepare", "distill", "fairness", "records"},
     {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "diagnostics"},
     {"evaluation"},
     {"analysis"},
