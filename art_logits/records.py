@@ -182,7 +182,7 @@ class Records:
                 is false), or parts are missing, corrupt or inconsistent.
         """
         folder = Path(directory)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         parts = _finished_parts(folder)
         if not manifest.get("complete") and not partial:
             raise ValueError(
@@ -401,7 +401,7 @@ class RecordsWriter:
         self._lock = FolderLock(self.out)
         try:
             if continues:
-                self._adopt(_read_manifest(self.out))
+                self._adopt(read_manifest(self.out))
             else:
                 self._write_manifest()
             self._clean()
@@ -579,7 +579,16 @@ def _read_part(folder: Path, part: int) -> pa.Table:
         ) from error
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a run says of itself.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its manifest is no JSON, or of another format.
+    """
     path = folder / _MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: {path} is missing; give the --out of an evaluation")
