@@ -32,7 +32,7 @@ FLOORS = [
     {"types", "_checks", "_extras", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
     {"attack", "prepare", "distill", "fairness", "records"},
-    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets"},
+    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "album"},
     {"evaluation"},
     {"analysis"},
 ]
