@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_logits._extras import require
+from art_logits._text import aligned, middle, percent, printable
 from art_logits.analysis import Comparison, compare
 from art_logits.records import Records, write_atomically
-from art_logits.report import _aligned, _middle, _percent, _printable, _Row, render_template
+from art_logits.report import _Row, render_template
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,12 +126,12 @@ def write_comparison(runs: Mapping[str, Records], out: Path) -> dict[str, Compar
 
 def _text(name: str, comparison: Comparison, baseline: str) -> str:
     shown = _most_changed(comparison, _MAX_TERMINAL_ROWS)
-    rows = [[_middle(_printable(row.name), 14), *row.cells] for row in _rows(comparison)]
-    lines = _aligned([_HEADS, *(rows[index] for index in shown), ["overall", *_overall(comparison)]])
+    rows = [[middle(printable(row.name), 14), *row.cells] for row in _rows(comparison)]
+    lines = aligned([_HEADS, *(rows[index] for index in shown), ["overall", *_overall(comparison)]])
     hidden = len(rows) - len(shown)
     more = [f"({hidden} classes that changed less are not shown)"] if hidden else []
     rule = "-" * max(map(len, lines))
-    head = f"{_printable(name)} against {_printable(baseline)}"
+    head = f"{printable(name)} against {printable(baseline)}"
     return "\n".join([head, lines[0], rule, *lines[1:-1], *more, rule, lines[-1], _ranks(comparison)])
 
 
@@ -158,7 +159,7 @@ def _cells(*values: Any) -> list[str]:
     support, first, second, difference, only_first, only_second, p, holm = values
     change = "-" if np.isnan(difference) else f"{100 * difference:+.1f}"
     counts = [str(int(only_first)), str(int(only_second))]
-    return [str(int(support)), _percent(first), _percent(second), change, *counts, _p(p), _p(holm)]
+    return [str(int(support)), percent(first), percent(second), change, *counts, _p(p), _p(holm)]
 
 
 def _p(value: float) -> str:
@@ -181,8 +182,8 @@ def _ranks(comparison: Comparison) -> str:
 def _sentence(name: str, comparison: Comparison, baseline: str) -> str:
     overall, changed = comparison.overall, int((comparison.p_holm < 0.05).sum())
     return (
-        f"{name} is robust on {_percent(overall['robust_b'])} of {overall['support']} shared samples, "
-        f"{baseline} on {_percent(overall['robust_a'])}: {100 * overall['difference']:+.1f} points "
+        f"{name} is robust on {percent(overall['robust_b'])} of {overall['support']} shared samples, "
+        f"{baseline} on {percent(overall['robust_a'])}: {100 * overall['difference']:+.1f} points "
         f"(McNemar p {_p(overall['p_value'])}). Classes that changed after Holm's correction: {changed}."
     )
 

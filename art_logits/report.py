@@ -8,17 +8,18 @@ from __future__ import annotations
 import io
 import json
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from art_logits import figures
 from art_logits._extras import require
+from art_logits._text import aligned, interval, middle, percent, printable, width
 from art_logits.analysis import (
     ClasswiseReport,
     LogitReport,
@@ -32,46 +33,26 @@ from art_logits.records import ModelName, Records, write_atomically
 if TYPE_CHECKING:
     import jinja2
     import markupsafe
-    import matplotlib
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 else:
     jinja2 = require("jinja2", extra="evaluate")
     markupsafe = require("markupsafe", extra="evaluate")
-    matplotlib = require("matplotlib", extra="evaluate")
     Figure = require("matplotlib.figure", extra="evaluate").Figure
-    Rectangle = require("matplotlib.patches", extra="evaluate").Rectangle
 
 __all__ = ["format_class_table", "render", "render_template", "write_outputs"]
 
 # Drawn in these and replaced by the page's own CSS variables, so that one drawing serves both themes.
-_INK, _CLEAN, _ROBUST = "#010203", "#010204", "#010205"
-_THEME = {_INK: "currentColor", _CLEAN: "var(--clean)", _ROBUST: "var(--robust)"}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    # Class names are data: "$x$" is no formula.
-    "text.parse_math": False,
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-_MAX_BARS = 40
-_MAX_CELLS = 20
+_INK, _COLOURS = "#010203", figures.Palette(clean="#010204", robust="#010205")
+_THEME = {_INK: "currentColor", _COLOURS.clean: "var(--clean)", _COLOURS.robust: "var(--robust)"}
 _MAX_TERMINAL_ROWS = 50
-_BINS = 40
 _SMALL_SUPPORT = 10
 
-_LABELS = {
-    "max_logit": ("max logit", "Largest logit"),
-    "logit_gap": ("logit gap", "Largest minus second largest logit"),
-    "margin": ("margin", "Logit of the label minus the best other one; negative where the model is wrong"),
-    "confidence": ("confidence", "Probability of the prediction"),
+_MEANINGS = {
+    "max_logit": "Largest logit",
+    "logit_gap": "Largest minus second largest logit",
+    "margin": "Logit of the label minus the best other one; negative where the model is wrong",
+    "confidence": "Probability of the prediction",
+    "entropy": "Entropy of the probabilities, in nats",
 }
 
 
@@ -133,91 +114,34 @@ def format_class_table(records: Records) -> str:
         At most 100 columns wide for up to two attacks. Of more than 50 classes the 50 worst are shown.
     """
     report = classwise_report(records)
-    shown = _worst_first(report.robust, _MAX_TERMINAL_ROWS)
-    heads = ["class", "n", "clean", *(_middle(name, 15) for name in report.attacks)]
+    shown = figures.worst_first(report.robust, _MAX_TERMINAL_ROWS)
+    heads = ["class", "n", "clean", *(middle(name, 15) for name in report.attacks)]
     heads += ["all attacks", "95 %"]
-    rows = [[_middle(_printable(name), 14), *cells] for name, cells in _class_cells(report, shown)]
+    rows = [[middle(printable(name), 14), *cells] for name, cells in _class_cells(report, shown)]
     total = ["overall", *_overall_cells(report)]
-    lines = _aligned([heads, *rows, total])
+    lines = aligned([heads, *rows, total])
     body = [
         f"{line}  worst" if index == report.worst_index else line
         for index, line in zip(shown, lines[1:-1], strict=True)
     ]
-    rule = "-" * _width(lines[0])
+    rule = "-" * width(lines[0])
     hidden = len(report.class_names) - len(shown)
     more = [f"({hidden} more robust classes are not shown)"] if hidden else []
     return "\n".join([lines[0], rule, *body, *more, rule, lines[-1]])
 
 
-def _worst_first(values: NDArray[np.float64], limit: int) -> list[int]:
-    """Indices to show: all in their order, or, of more than ``limit``, the smallest values from the worst."""
-    if len(values) <= limit:
-        return list(range(len(values)))
-    # NaN sorts last: classes without samples are the first to go.
-    return [int(index) for index in np.argsort(values, kind="stable")[:limit]]
-
-
 def _class_cells(report: ClasswiseReport, shown: Iterable[int]) -> Iterable[tuple[str, list[str]]]:
     for i in shown:
-        cells = [str(report.support[i]), _percent(report.clean[i])]
-        cells += [_percent(values[i]) for values in report.attacks.values()]
-        cells += [_percent(report.robust[i]), _interval(report.robust_low[i], report.robust_high[i])]
+        cells = [str(report.support[i]), percent(report.clean[i])]
+        cells += [percent(values[i]) for values in report.attacks.values()]
+        cells += [percent(report.robust[i]), interval(report.robust_low[i], report.robust_high[i])]
         yield report.class_names[i], cells
 
 
 def _overall_cells(report: ClasswiseReport) -> list[str]:
-    cells = [str(report.support.sum()), _percent(report.clean_accuracy)]
-    cells += [_percent(value) for value in report.attack_accuracies.values()]
-    return [*cells, _percent(report.robust_accuracy), _interval(*report.robust_interval)]
-
-
-def _percent(value: float) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.1f}%"
-
-
-def _interval(low: float, high: float) -> str:
-    return "-" if np.isnan(low) else f"{100 * low:.1f}-{100 * high:.1f}%"
-
-
-def _printable(text: str) -> str:
-    """``text`` without control characters: a class name must not steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _width(text: str) -> int:
-    """Columns that ``text`` takes in a terminal: East Asian wide characters take two."""
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
-
-
-def _middle(text: str, limit: int) -> str:
-    """``text`` in at most ``limit`` columns: what distinguishes long names is often at their end."""
-    if _width(text) <= limit:
-        return text
-    head, tail = text, ""
-    while _width(head) > limit // 2:
-        head = head[:-1]
-    for character in reversed(text):
-        if _width(head + tail + character) >= limit:
-            break
-        tail = character + tail
-    return f"{head}…{tail}"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines of one width: the first column to the left, the others to the right."""
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [_line(row, widths) for row in rows]
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    padded = [
-        cell + " " * (width - _width(cell)) if column == 0 else " " * (width - _width(cell)) + cell
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(padded)
+    cells = [str(report.support.sum()), percent(report.clean_accuracy)]
+    cells += [percent(value) for value in report.attack_accuracies.values()]
+    return [*cells, percent(report.robust_accuracy), interval(*report.robust_interval)]
 
 
 def _render(records: Records, classes: ClasswiseReport, logit: LogitReport) -> str:
@@ -232,7 +156,7 @@ def _render(records: Records, classes: ClasswiseReport, logit: LogitReport) -> s
         confusion_figure=_confusion_figure(classes),
         attack_table=_attack_table(records, classes),
         key=_key(logit),
-        logit_figures=[_logit_figure(logit, quantity) for quantity in _LABELS],
+        logit_figures=[_logit_figure(logit, quantity) for quantity in _MEANINGS],
         logit_table=_logit_table(logit),
         provenance=_provenance(records),
     )
@@ -272,19 +196,18 @@ def _name(records: Records, what: str) -> str:
 
 def _headline(records: Records, classes: ClasswiseReport) -> str:
     worst, reference = classes.worst_class, classes.reference
-    robust, interval = _percent(classes.robust_accuracy), _interval(*classes.robust_interval)
     attacks = "every attack" if len(classes.attacks) != 1 else next(iter(classes.attacks))
     sentences = [
-        f"{_name(records, 'model')} is right on {_percent(classes.clean_accuracy)} of {len(records)} "
-        f"samples of {_name(records, 'data')}, and on {robust} (95 % interval {interval}) "
-        f"also under {attacks}.",
-        f"The worst class is {worst.name} with {_percent(worst.robust_accuracy)}, "
+        f"{_name(records, 'model')} is right on {percent(classes.clean_accuracy)} of {len(records)} "
+        f"samples of {_name(records, 'data')}, and on {percent(classes.robust_accuracy)} "
+        f"(95 % interval {interval(*classes.robust_interval)}) also under {attacks}.",
+        f"The worst class is {worst.name} with {percent(worst.robust_accuracy)}, "
         f"{100 * classes.disparity:.1f} points below the best.",
     ]
     if reference is not None:
         sentences.append(
-            f"The reference {_name(records, 'reference')}: {_percent(reference.clean_accuracy)} clean, "
-            f"{_percent(reference.robust_accuracy)} under attack."
+            f"The reference {_name(records, 'reference')}: {percent(reference.clean_accuracy)} clean, "
+            f"{percent(reference.robust_accuracy)} under attack."
         )
     return " ".join(sentences)
 
@@ -331,8 +254,8 @@ def _class_table(classes: ClasswiseReport) -> dict[str, Any]:
     if reference is not None:
         heads += ["reference clean", "reference all attacks"]
         for row, clean, robust in zip(rows, reference.clean, reference.robust, strict=True):
-            row.cells.extend([_percent(clean), _percent(robust)])
-        total.cells.extend([_percent(reference.clean_accuracy), _percent(reference.robust_accuracy)])
+            row.cells.extend([percent(clean), percent(robust)])
+        total.cells.extend([percent(reference.clean_accuracy), percent(reference.robust_accuracy)])
     return {"heads": heads, "rows": rows, "total": total}
 
 
@@ -355,14 +278,14 @@ def _attack_table(records: Records, classes: ClasswiseReport) -> dict[str, Any]:
 def _attack_cells(records: Records, report: ClasswiseReport, model: ModelName, attack: str) -> list[str]:
     prefix = records.prefix(model)
     passes = [records.column(f"{prefix}{attack}.{kind}").mean() for kind in ("forwards", "backwards")]
-    return [_percent(report.attack_accuracies[attack]), *(f"{value:.1f}" for value in passes)]
+    return [percent(report.attack_accuracies[attack]), *(f"{value:.1f}" for value in passes)]
 
 
 def _logit_table(logit: LogitReport) -> dict[str, Any]:
     heads = ["quantity", "model", "condition", "mean", "std", "5 %", "median", "95 %"]
     rows = [
         _Row(label, [model, condition, *_numbers(quantities[quantity])])
-        for quantity, (label, _) in _LABELS.items()
+        for quantity, label in figures.QUANTITY_LABELS.items()
         for model, conditions in logit.statistics().items()
         for condition, quantities in conditions.items()
     ]
@@ -400,15 +323,14 @@ def _pairs(value: Any) -> str:
 
 
 def _class_figure(classes: ClasswiseReport) -> _Picture:
-    shown = _worst_first(classes.robust, _MAX_BARS)
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "classes"}):
-        figure = Figure(figsize=(5.2, 0.8 + 0.26 * len(shown)), layout="constrained")
-        _draw_classes(figure.subplots(), classes, np.array(shown))
+    shown = figures.worst_first(classes.robust, figures.MAX_BARS)
+    with _drawing("classes", figures.bars_size(len(shown))) as figure:
+        figures.plot_classes(classes, figure.subplots(), palette=_COLOURS)
         worst = classes.worst_class
         svg = _svg(
             figure,
             f"Bars of clean and robust accuracy for {len(shown)} classes; the worst is {worst.name} "
-            f"with {_percent(worst.robust_accuracy)}",
+            f"with {percent(worst.robust_accuracy)}",
         )
     which = "" if len(shown) == len(classes.class_names) else f"The {len(shown)} worst classes. "
     return _Picture(
@@ -418,25 +340,11 @@ def _class_figure(classes: ClasswiseReport) -> _Picture:
     )
 
 
-def _draw_classes(axes: Axes, classes: ClasswiseReport, shown: NDArray[np.int64]) -> None:
-    rows = np.arange(len(shown))
-    robust = 100 * classes.robust[shown]
-    whiskers = np.stack([robust - 100 * classes.robust_low[shown], 100 * classes.robust_high[shown] - robust])
-    axes.barh(rows, 100 * classes.clean[shown], height=0.8, color=_CLEAN, alpha=0.45)
-    axes.barh(rows, robust, height=0.45, color=_ROBUST)
-    # Rounding can leave a whisker of -1e-15, which matplotlib refuses.
-    axes.errorbar(robust, rows, xerr=whiskers.clip(min=0), fmt="none", ecolor=_INK, elinewidth=1.2, capsize=3)
-    axes.axvline(100 * classes.robust_accuracy, color=_INK, linewidth=1, linestyle="--", alpha=0.7)
-    axes.set_yticks(rows, [_middle(_printable(classes.class_names[index]), 24) for index in shown])
-    axes.set(xlim=(0, 100), ylim=(len(shown) - 0.4, -0.6), xlabel="accuracy (%)")
-    axes.tick_params(axis="y", length=0)
-
-
 def _unevenness(classes: ClasswiseReport) -> str:
     return (
-        f"Worst class {_percent(classes.worst_class.robust_accuracy)} (95 % interval "
-        f"{_interval(*classes.worst_interval)}), worst 10 % of the classes {_percent(classes.tail_10)}, "
-        f"worst 20 % {_percent(classes.tail_20)}; standard deviation over the classes divided by their mean "
+        f"Worst class {percent(classes.worst_class.robust_accuracy)} (95 % interval "
+        f"{interval(*classes.worst_interval)}), worst 10 % of the classes {percent(classes.tail_10)}, "
+        f"worst 20 % {percent(classes.tail_20)}; standard deviation over the classes divided by their mean "
         f"{_number(classes.nsd)}, Gini {_number(classes.gini)}."
     )
 
@@ -447,47 +355,22 @@ def _number(value: float) -> str:
 
 def _confusion_figure(classes: ClasswiseReport) -> _Picture:
     """Who is taken for whom: the worst classes, those of one group side by side."""
-    groups = classes.groups()
-    worst = _worst_first(classes.robust, _MAX_CELLS)
-    shown = np.array(sorted((i for i in worst if groups[i] >= 0), key=lambda i: (groups[i], i)))
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "confusion"}):
-        size = 1.6 + 0.32 * len(shown)
-        figure = Figure(figsize=(size + 0.3, size), layout="constrained")
-        _draw_confusion(figure.subplots(), classes, shown, groups)
+    shown, groups = figures.matrix_classes(classes)
+    with _drawing("confusion", figures.matrix_size(len(shown))) as figure:
+        figures.plot_transitions(classes, figure.subplots(), palette=_COLOURS)
         svg = _svg(
             figure,
             f"Heat map of {len(shown)} classes, by label and adversarial prediction; "
             f"{len(set(groups[shown].tolist()))} groups of classes that are taken for each other",
         )
-    which = "" if len(worst) == len(classes.class_names) else f"The {len(worst)} worst classes. "
+    few = len(classes.class_names) <= figures.MAX_CELLS
+    which = "" if few else f"The {figures.MAX_CELLS} worst classes. "
     return _Picture(
         svg,
         f"{which}Rows: label. Columns: prediction under the attack that turns the sample. Share of the row "
         "in percent, the stronger the colour the larger; orange off the diagonal. Lines part groups of "
         "classes that are taken for each other (clustering of the errors).",
     )
-
-
-def _draw_confusion(
-    axes: Axes, classes: ClasswiseReport, shown: NDArray[np.int64], groups: NDArray[np.int64]
-) -> None:
-    shares = classes.transitions[np.ix_(shown, shown)]
-    for (row, column), share in np.ndenumerate(shares):
-        # Patches instead of an image: they take the page's colours, and 400 of them are small.
-        if share > 0:
-            colour = _CLEAN if row == column else _ROBUST
-            corner, strength = (column - 0.5, row - 0.5), float(share) ** 0.5
-            axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, linewidth=0, alpha=strength))
-        if share >= 0.005:
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7)
-    for edge in np.flatnonzero(np.diff(groups[shown])) + 0.5:
-        axes.axhline(edge, color=_INK, linewidth=0.8)
-        axes.axvline(edge, color=_INK, linewidth=0.8)
-    names = [_middle(_printable(classes.class_names[index]), 14) for index in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=90)
-    axes.set_yticks(range(len(shown)), names)
-    axes.tick_params(length=0)
-    axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(shown) - 0.5, -0.5), aspect="equal")
 
 
 def _key(logit: LogitReport) -> list[dict[str, Any]]:
@@ -499,43 +382,12 @@ def _key(logit: LogitReport) -> list[dict[str, Any]]:
 
 
 def _logit_figure(logit: LogitReport, quantity: str) -> _Picture:
-    label, meaning = _LABELS[quantity]
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": quantity}):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
-        _draw_histograms(figure.subplots(), logit, quantity)
-        svg = _svg(figure, f"Histogram of the {label}: {_medians(logit, quantity)}")
-    return _Picture(svg, f"{meaning}.")
-
-
-def _draw_histograms(axes: Axes, logit: LogitReport, quantity: str) -> None:
-    series = {
-        (model, condition): quantities[quantity]
-        for model, conditions in logit.samples.items()
-        for condition, quantities in conditions.items()
-        if len(quantities[quantity])
-    }
-    edges = _edges(series.values())
-    for (model, condition), values in series.items():
-        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
-        colour = _CLEAN if condition == "clean" else _ROBUST
-        share = 100 * counts / len(values)
-        if model == "model":
-            axes.stairs(share, edges, fill=True, color=colour, alpha=0.45)
-            axes.stairs(share, edges, color=colour, linewidth=1.2)
-        else:
-            axes.stairs(share, edges, color=colour, linewidth=1.4, linestyle="--")
-    if quantity == "margin":
-        axes.axvline(0, color=_INK, linewidth=0.8, alpha=0.6)
-    axes.set(xlabel=_LABELS[quantity][0], ylabel="samples (%)")
-
-
-def _edges(series: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Bins that all series share, wide enough for 99 % of each."""
-    ends = np.array([np.quantile(values.astype(np.float64), (0.005, 0.995)) for values in series])
-    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
-    if high - low < 1e-6:
-        low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, _BINS + 1)
+    with _drawing(quantity, figures.PANEL) as figure:
+        figures.plot_histograms(logit, quantity, figure.subplots(), palette=_COLOURS)
+        svg = _svg(
+            figure, f"Histogram of the {figures.QUANTITY_LABELS[quantity]}: {_medians(logit, quantity)}"
+        )
+    return _Picture(svg, f"{_MEANINGS[quantity]}.")
 
 
 def _medians(logit: LogitReport, quantity: str) -> str:
@@ -544,6 +396,13 @@ def _medians(logit: LogitReport, quantity: str) -> str:
         for model, conditions in logit.statistics().items()
         for condition, quantities in conditions.items()
     )
+
+
+@contextmanager
+def _drawing(name: str, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure in the colours that :func:`_svg` replaces; the name makes its ids unique in the page."""
+    with figures.style(_INK, svg_fonttype="none", svg_hashsalt=name):
+        yield Figure(figsize=size, layout="constrained")
 
 
 def _svg(figure: Figure, description: str) -> markupsafe.Markup:
