@@ -25,7 +25,7 @@ else:
     pa = require("pyarrow", extra="evaluate")
     Image = require("PIL.Image", extra="evaluate")
 
-__all__ = ["KINDS", "THUMBNAIL_SIZE", "Album"]
+__all__ = ["KINDS", "THUMBNAIL_SIZE", "Album", "png"]
 
 KINDS = {
     "above_reference": "Much more confident than the reference",
@@ -145,10 +145,10 @@ class Album:
             "score": score,
             "sample_id": int(self._ids[index]),
             "attack": name,
-            "clean": _png((clean - lower) / (upper - lower)),
-            "adversarial": _png((adversarial - lower) / (upper - lower)),
+            "clean": png((clean - lower) / (upper - lower)),
+            "adversarial": png((adversarial - lower) / (upper - lower)),
             # Grey where nothing changed; a perturbation of 8/255 would be invisible as it is.
-            "difference": _png(0.5 + difference / (2 * largest) if largest else 0.5 + difference),
+            "difference": png(0.5 + difference / (2 * largest) if largest else 0.5 + difference),
             "largest_difference": largest,
         }
 
@@ -164,8 +164,18 @@ class Album:
         return torch.nn.functional.interpolate(images, size=size, mode="area")
 
 
-def _png(image: Tensor) -> bytes:
-    """An image ``(C, H, W)`` in ``[0, 1]`` as an 8-bit PNG file."""
+def png(image: Tensor) -> bytes:
+    """An image as an 8-bit PNG file.
+
+    Args:
+        image: ``(C, H, W)`` with one or three channels; clipped to ``[0, 1]``.
+
+    Returns:
+        The content of the file.
+
+    >>> png(torch.zeros(1, 2, 2))[1:4]
+    b'PNG'
+    """
     pixels = (255 * image.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)).save(
