@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from art_logits import figures
 from art_logits._extras import require
+from art_logits._files import write_atomically
 from art_logits._page import COLOURS, Picture, Row, Table, draw, fill, folded
 from art_logits._provenance import name_of, provenance
 from art_logits._text import aligned, middle, percent, points, printable
 from art_logits.analysis import Comparison, compare
-from art_logits.records import Records, write_atomically
+from art_logits.records import Records
 
 if TYPE_CHECKING:
     import pandas as pd

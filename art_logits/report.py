@@ -20,12 +20,13 @@ from art_logits._class_sections import (
     overall_cells,
     transition_section,
 )
+from art_logits._files import write_atomically
 from art_logits._logit_sections import confidence_section, fall_section, logit_section, picture_section
 from art_logits._page import fill, some
 from art_logits._provenance import name_of, provenance
 from art_logits._text import aligned, interval, middle, percent, printable, width
 from art_logits.analysis import ClasswiseReport, LogitReport, classwise_report, logit_report, summarize
-from art_logits.records import Records, write_atomically
+from art_logits.records import Records
 
 __all__ = ["format_class_table", "render", "write_outputs"]
 
