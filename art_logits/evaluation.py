@@ -23,6 +23,7 @@ from . import _checks
 from ._batches import Batches, fitting_batch_size
 from ._extras import require
 from ._version import __version__
+from .album import Album
 from .attack import AttackResult, TemperaturePGD
 from .balls import BALLS, get_ball
 from .counting import Counted, spread
@@ -407,21 +408,23 @@ def _versions() -> dict[str, str]:
 def _collect(run: _Run, writer: RecordsWriter | None, manifest: dict[str, Any], progress: bool) -> Records:
     """Evaluate the parts that are not finished, and bring all of them together."""
     finished = set() if writer is None else writer.finished_parts
-    tables = []
+    tables, pictures = [], []
     each = len(run.attacks) * len(run.subjects)
     done = sum(rows.stop - rows.start for i, rows in enumerate(run.parts) if i in finished)
     with tqdm(total=len(run.data) * each, initial=done * each, unit="attack", disable=not progress) as bar:
         for part, rows in enumerate(run.parts):
             if part in finished:
                 continue
-            table = _evaluate_part(run, rows, bar)
+            table, thumbnails = _evaluate_part(run, rows, bar)
             if writer is None:
                 tables.append(table)
+                pictures.append(thumbnails)
             else:
-                writer.write(part, table)
+                writer.write(part, table, thumbnails)
     if writer is None:
-        records = Records.from_parts(tables)
-        return Records(records.table, {**manifest, "passes": _passes(records, run), "complete": True})
+        records = Records.from_parts(tables, thumbnails=pictures)
+        complete = {**manifest, "passes": _passes(records, run), "complete": True}
+        return Records(records.table, complete, records.thumbnails)
     return writer.finish(_passes(Records.load(writer.out, partial=True), run))
 
 
@@ -437,22 +440,25 @@ def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
     return passes
 
 
-def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> pa.Table:
-    """All attacks on all models, on one part of the data."""
+def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa.Table]:
+    """All attacks on all models, on one part of the data: its rows, and thumbnails of some of them."""
     inputs, labels = run.data.batch(rows)
     ids = run.data.ids[rows]
+    album = Album(inputs, labels, ids, run.data.bounds)
     columns: dict[str, Any] = {"sample_id": pa.array(ids.numpy()), "label": pa.array(labels.numpy())}
     for subject in run.subjects:
         clean = _logits(subject, inputs, run.batches, run.classes)
         columns[f"{subject.prefix}clean_prediction"] = pa.array(clean.argmax(dim=1).numpy())
         columns[f"{subject.prefix}clean_logits"] = _vectors(clean)
+        album.add_clean(clean, reference=subject.role == "reference")
         for name, attack in run.attacks.items():
             bar.set_postfix_str(f"{subject.role} {name}", refresh=True)
-            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids))
+            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids), album)
             columns.update({f"{subject.prefix}{name}.{key}": value for key, value in outcome.items()})
             bar.update(len(labels))
     schema = records_schema(list(run.attacks), run.classes, reference=len(run.subjects) > 1)
-    return pa.table({field.name: columns[field.name].cast(field.type) for field in schema}, schema=schema)
+    table = {field.name: columns[field.name].cast(field.type) for field in schema}
+    return pa.table(table, schema=schema), album.table()
 
 
 def _rows_of(attack: Attack, rows: slice) -> Attack:
@@ -467,13 +473,20 @@ def _rows_of(attack: Attack, rows: slice) -> Attack:
 
 
 def _attack(
-    run: _Run, subject: _Subject, name: str, attack: Attack, part: tuple[Tensor, Tensor, Tensor]
+    run: _Run,
+    subject: _Subject,
+    name: str,
+    attack: Attack,
+    part: tuple[Tensor, Tensor, Tensor],
+    album: Album,
 ) -> dict[str, Any]:
-    """Run one attack, check what it returns, and compute its columns."""
+    """Run one attack, check what it returns, and compute its columns; the model's go into the album."""
     inputs, labels, _ = part
     found = _attacked(run, subject, name, attack, part)
     distance = _checked_distance(attack, name, inputs, found.adv_inputs, run)
     logits = _logits(subject, found.adv_inputs, run.batches, run.classes)
+    if subject.role == "model":
+        album.add_attack(name, logits, found.adv_inputs)
     prediction = logits.argmax(dim=1)
     return {
         "prediction": pa.array(prediction.numpy()),

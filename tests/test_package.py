@@ -32,7 +32,7 @@ FLOORS = [
     {"types", "_batches", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
     {"attack", "counting", "folding", "prepare", "distill", "fairness", "records"},
-    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "diagnostics"},
+    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "diagnostics", "album"},
     {"evaluation"},
     {"analysis"},
 ]
