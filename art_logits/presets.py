@@ -25,6 +25,8 @@ __all__ = [
     "parse_number",
     "read_boolean",
     "read_integer",
+    "read_options",
+    "split_options",
     "unknown_option",
 ]
 
@@ -190,7 +192,7 @@ def parse_attack(
         kind, colon, text = text.partition(":")
         if not kind:
             raise ValueError(f"attack {spec!r}: name the class too, as {head}:CLASS")
-    options = _split_options(text, spec) if colon else {}
+    options = split_options(text, spec) if colon else {}
     if options.get("norm", norm) != norm and "eps" not in options:
         raise ValueError(f"attack {spec!r} changes the norm and must give its eps too: norm=...,eps=...")
     attack = make(kind or head, options, Threat(norm, eps, bounds, seed), spec)
@@ -215,7 +217,7 @@ def _maker(head: str, spec: str) -> _Maker:
 
 def _own(preset: str, texts: dict[str, str], threat: Threat, spec: str) -> TemperaturePGD:
     """One of our presets."""
-    given = _read_options(texts, _OPTIONS, spec)
+    given = read_options(texts, _OPTIONS, spec)
     options = {"norm": threat.norm, "eps": threat.eps, "seed": threat.seed, **given}
     arguments = {**ATTACKS[preset](options["eps"]), "bounds": threat.bounds, **options}
     try:
@@ -235,7 +237,7 @@ def _of_host(host: str, kind: str, texts: dict[str, str], threat: Threat, spec: 
 def _threat(texts: dict[str, str], default: Threat, spec: str) -> Threat:
     """Norm, radius and seed of a spec, which are taken out of its options."""
     texts_of_threat = {key: texts.pop(key) for key in _THREAT if key in texts}
-    given = _read_options(texts_of_threat, _THREAT, spec)
+    given = read_options(texts_of_threat, _THREAT, spec)
     threat = default._replace(**given)
     try:
         _checks.choice("norm", threat.norm, BALLS)
@@ -279,36 +281,64 @@ def free_name(name: str, taken: Container[str]) -> str:
     return free
 
 
-def _split_options(text: str, spec: str) -> dict[str, str]:
-    """The ``key=value`` pairs of a spec."""
+def split_options(text: str, spec: str, what: str = "attack") -> dict[str, str]:
+    """The ``key=value`` pairs of a spec.
+
+    Args:
+        text: the pairs, between commas.
+        spec: the whole spec, for messages.
+        what: what the spec names.
+
+    Returns:
+        Values as text, in the order given.
+
+    Raises:
+        ValueError: for anything that is no such pair, and for a key given twice.
+
+    >>> split_options("steps=50,eps=0.1", "pgd:steps=50,eps=0.1")
+    {'steps': '50', 'eps': '0.1'}
+    """
     options: dict[str, str] = {}
     for pair in text.split(","):
         key, equals, value = pair.partition("=")
         if not equals or not value:
-            raise ValueError(f"attack {spec!r}: expected key=value after the colon, got {pair!r}")
+            raise ValueError(f"{what} {spec!r}: expected key=value after the colon, got {pair!r}")
         if key in options:
-            raise ValueError(f"attack {spec!r}: the option {key!r} was given twice")
+            raise ValueError(f"{what} {spec!r}: the option {key!r} was given twice")
         options[key] = value
     return options
 
 
-def _read_options(
-    texts: Mapping[str, str], known: Mapping[str, Callable[[str], Any]], spec: str
+def read_options(
+    texts: Mapping[str, str], known: Mapping[str, Callable[[str], Any]], spec: str, what: str = "attack"
 ) -> dict[str, Any]:
-    """Options as their fields demand."""
+    """Options as their fields demand.
+
+    Args:
+        texts: options as text.
+        known: every option there is, to what reads it.
+        spec: the whole spec, for messages.
+        what: what the spec names.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: for an unknown option (naming the nearest), or a value that cannot be read.
+    """
     options: dict[str, Any] = {}
     for key, text in texts.items():
         if key not in known:
-            raise ValueError(unknown_option(spec, key, known))
+            raise ValueError(unknown_option(spec, key, known, what))
         try:
             options[key] = known[key](text)
         except ValueError as error:
-            raise ValueError(f"attack {spec!r}: option {key!r}: {error}") from error
+            raise ValueError(f"{what} {spec!r}: option {key!r}: {error}") from error
     return options
 
 
-def unknown_option(spec: str, key: str, known: Iterable[str]) -> str:
-    """The message for an option that an attack does not have, naming the nearest ones."""
+def unknown_option(spec: str, key: str, known: Iterable[str], what: str = "attack") -> str:
+    """The message for an option that an attack or a model does not have, naming the nearest ones."""
     known = list(known)
     near = _checks.nearest(key, known)
-    return f"attack {spec!r}: the option must be one of {', '.join(known)}, got {key!r}{near}"
+    return f"{what} {spec!r}: the option must be one of {', '.join(known)}, got {key!r}{near}"

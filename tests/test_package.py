@@ -31,8 +31,8 @@ EXTRAS = [
 FLOORS = [
     {"types", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "counting", "prepare", "distill", "fairness", "records"},
-    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "diagnostics"},
+    {"attack", "counting", "prepare", "normalize", "distill", "fairness", "records"},
+    {"image_sets", "npz", "torchvision_sets", "data", "models", "pretrained", "presets", "diagnostics"},
     {"evaluation"},
     {"analysis"},
 ]
