@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_logits._extras import require
+from art_logits._files import write_atomically
 from art_logits.analysis import Comparison, compare
-from art_logits.records import Records, write_atomically
+from art_logits.records import Records
 from art_logits.report import _aligned, _middle, _percent, _printable, _Row, render_template
 
 if TYPE_CHECKING:

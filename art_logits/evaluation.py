@@ -28,7 +28,7 @@ from .counting import Counted, spread
 from .data import Data, as_data
 from .models import model_hash
 from .prepare import evaluating
-from .presets import parse_attack
+from .presets import free_name, parse_attack
 from .records import FORMAT, Records, RecordsWriter, check_attack_name, records_schema
 from .types import Model
 
@@ -115,6 +115,7 @@ def evaluate(
             that differs.
         TypeError: for arguments, outputs or adversarial inputs of a wrong type.
         FileExistsError: if ``out`` holds something else, or a run and ``resume`` is false.
+        BlockingIOError: if another process is writing to ``out``.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     >>> images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -146,6 +147,8 @@ def evaluate(
             "command": command,
         }
         writer = None if out is None else RecordsWriter(Path(out), manifest, resume=resume)
+        if writer is not None:
+            stack.callback(writer.close)
         return _collect(run, writer, manifest, progress)
 
 
@@ -231,7 +234,7 @@ def _named_attacks(attacks: Attacks, **defaults: Any) -> dict[str, Attack]:
         raise ValueError("attacks must hold at least one attack, got none")
     named: dict[str, Attack] = {}
     for name, attack in pairs:
-        named[_free_name(check_attack_name(name), named)] = attack
+        named[free_name(check_attack_name(name), named)] = attack
     return named
 
 
@@ -251,15 +254,6 @@ def _one_attack(attack: object, **defaults: Any) -> tuple[str, Attack]:
             f"(model, inputs, labels), got {type(attack).__name__}"
         )
     return _qualified_name(attack).rpartition(".")[2].strip("<>"), attack
-
-
-def _free_name(name: str, taken: Mapping[str, object]) -> str:
-    """The name, or where it is taken with the first free number from 2."""
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}-{number}", number + 1
-    return free
 
 
 def _qualified_name(thing: object) -> str:
