@@ -1,0 +1,17 @@
+"""Adapter to RobustBench: its model zoo, its benchmark and AutoAttack, with what lies behind the one number.
+
+Importing this package imports none of it: RobustBench itself, and timm with it, come with the first model.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from art_logits._extras import require
+
+if find_spec("robustbench") is None:
+    require("robustbench", extra="robustbench")
+
+from .autoattack import AutoAttack
+
+__all__ = ["AutoAttack"]
