@@ -74,7 +74,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="NAME[:key=value,...], repeatable: pgd, temperature-pgd:steps=50,restarts=2, "
-            "torchattacks:CLASS, art:CLASS. [default: pgd and temperature-pgd]"
+            "autoattack, apgd-ce, torchattacks:CLASS, art:CLASS. [default: pgd and temperature-pgd]"
         ),
     ] = None,
     norm: Norm = "Linf",

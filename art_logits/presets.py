@@ -1,4 +1,4 @@
-"""Attacks by name: ``pgd``, ``temperature-pgd:steps=50,restarts=2``, ``torchattacks:PGD``.
+"""Attacks by name: ``pgd``, ``temperature-pgd:steps=50``, ``autoattack``, ``torchattacks:PGD``.
 
 Those of hosts are made by the plugins, which are imported when a spec asks for one.
 """
@@ -17,6 +17,7 @@ from .balls import BALLS
 
 __all__ = [
     "ATTACKS",
+    "AUTOATTACK",
     "HOSTS",
     "Threat",
     "free_name",
@@ -101,6 +102,9 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "momentum": parse_number,
 }
 
+# What AutoAttack can be told beside norm, eps and seed.
+_AUTOATTACK_OPTIONS: dict[str, Callable[[str], Any]] = {"version": str, "batch_size": read_integer}
+
 # What every attack can be told.
 _THREAT = {key: _OPTIONS[key] for key in ("norm", "eps", "seed")}
 
@@ -122,6 +126,15 @@ ATTACKS: dict[str, Callable[[float], dict[str, Any]]] = {
 }
 """Name of each preset, to its arguments of :class:`TemperaturePGD` at a radius."""
 
+
+AUTOATTACK: dict[str, dict[str, Any]] = {
+    "autoattack": {},
+    **{
+        part: {"attacks_to_run": [part]}
+        for part in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+    },
+}
+"""AutoAttack and its parts by name, to arguments of ``art_logits.plugins.robustbench.AutoAttack``."""
 
 HOSTS: dict[str, str] = {
     "torchattacks": "art_logits.plugins.torchattacks_specs",
@@ -156,6 +169,9 @@ def parse_attack(
         defaults of :class:`TemperaturePGD`. Like every attack here, both stop a sample at its first success
         and otherwise keep the best iterate. Keys: the fields of :class:`TemperaturePGD` except ``bounds``
         and ``targeted``.
+        ``autoattack``, AutoAttack's standard version, and its parts ``apgd-ce``, ``apgd-dlr``, ``apgd-t``,
+        ``fab``, ``fab-t``, ``square``. Keys: ``norm``, ``eps``, ``seed``, ``batch_size``, and ``version`` of
+        ``autoattack``.
         ``torchattacks:CLASS`` and ``art:CLASS``, attacks of these hosts. Keys: ``norm``, ``eps``, ``seed``
         and the class's own, such as ``torchattacks:PGD:steps=50,random_start=false``.
 
@@ -207,9 +223,11 @@ def _maker(head: str, spec: str) -> _Maker:
     """What makes the attacks of a name, or of a host."""
     if head in ATTACKS:
         return _own
+    if head in AUTOATTACK:
+        return _autoattack
     if head in HOSTS:
         return lambda kind, options, threat, spec: _of_host(head, kind, options, threat, spec)
-    known = [*ATTACKS]
+    known = [*ATTACKS, *AUTOATTACK]
     hosts = ", ".join(f"{host}:CLASS" for host in HOSTS)
     near = _checks.nearest(head, [*known, *HOSTS])
     raise ValueError(f"attack must be one of {', '.join(known)}, {hosts}, got {spec!r}{near}")
@@ -224,6 +242,26 @@ def _own(preset: str, texts: dict[str, str], threat: Threat, spec: str) -> Tempe
         return TemperaturePGD(**arguments)
     except (TypeError, ValueError) as error:
         raise type(error)(f"attack {spec!r}: {error}") from error
+
+
+def _autoattack(name: str, texts: dict[str, str], threat: Threat, spec: str) -> Callable[..., Any]:
+    """AutoAttack or a part of it."""
+    threat = _threat(texts, threat, spec)
+    known = dict(_AUTOATTACK_OPTIONS)
+    if AUTOATTACK[name]:
+        del known["version"]  # a part is a version of its own
+    options = read_options(texts, known, spec)
+    if tuple(threat.bounds) != (0.0, 1.0):
+        raise ValueError(f"attack {spec!r} needs inputs in [0, 1], got bounds {tuple(threat.bounds)}")
+    plugin = importlib.import_module("art_logits.plugins.robustbench")
+    arguments = {**AUTOATTACK[name], **options}
+    try:
+        attack: Callable[..., Any] = plugin.AutoAttack(
+            norm=threat.norm, eps=threat.eps, seed=threat.seed, **arguments
+        )
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"attack {spec!r}: {error}") from error
+    return attack
 
 
 def _of_host(host: str, kind: str, texts: dict[str, str], threat: Threat, spec: str) -> Callable[..., Any]:
