@@ -282,7 +282,7 @@ def _how_to_go_on(folder: Path) -> str:
 
 def _conclude(records: Records, folder: Path) -> None:
     """Write the outputs; show the class table, one line, and where the report lies."""
-    from .report import format_class_table, write_outputs
+    from .report import format_class_table, format_warnings, write_outputs
 
     write_outputs(records, folder)
     report = records.classwise()
@@ -294,4 +294,7 @@ def _conclude(records: Records, folder: Path) -> None:
         f"disparity {report.disparity:.1%}; "
         f"{passes['forwards']} forward and {passes['backwards']} backward passes"
     )
+    warnings = format_warnings(records)
+    if warnings:
+        typer.echo(warnings)
     typer.echo(f"report: {folder / 'report.html'}")

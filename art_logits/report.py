@@ -28,6 +28,7 @@ from art_logits.analysis import (
     logit_report,
     summarize,
 )
+from art_logits.diagnostics import find_warnings
 from art_logits.records import ModelName, Records
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ else:
     Figure = require("matplotlib.figure", extra="evaluate").Figure
     Rectangle = require("matplotlib.patches", extra="evaluate").Rectangle
 
-__all__ = ["format_class_table", "render", "render_template", "write_outputs"]
+__all__ = ["format_class_table", "format_warnings", "render", "render_template", "write_outputs"]
 
 # Drawn in these and replaced by the page's own CSS variables, so that one drawing serves both themes.
 _INK, _CLEAN, _ROBUST = "#010203", "#010204", "#010205"
@@ -148,6 +149,18 @@ def format_class_table(records: Records) -> str:
     hidden = len(report.class_names) - len(shown)
     more = [f"({hidden} more robust classes are not shown)"] if hidden else []
     return "\n".join([lines[0], rule, *body, *more, rule, lines[-1]])
+
+
+def format_warnings(records: Records) -> str:
+    """The warnings of :func:`art_logits.diagnostics.find_warnings` for the terminal, one a line.
+
+    Args:
+        records: of an evaluation.
+
+    Returns:
+        The lines; empty if there is no warning.
+    """
+    return "\n".join(f"warning: {_printable(warning.message)}" for warning in find_warnings(records))
 
 
 def _worst_first(values: NDArray[np.float64], limit: int) -> list[int]:
@@ -304,16 +317,7 @@ def _warnings(records: Records, classes: ClasswiseReport) -> list[str]:
     few = [name for name, n in supports if 0 < n < _SMALL_SUPPORT]
     if few:
         warnings.append(f"Fewer than {_SMALL_SUPPORT} samples, hence wide intervals: {_some(few)}.")
-    return warnings + [warning for name in records.attacks for warning in _gradient_warnings(records, name)]
-
-
-def _gradient_warnings(records: Records, attack: str) -> Iterable[str]:
-    affected = int((records.column(f"{attack}.zero_gradients") > 0).sum())
-    if affected:
-        yield (
-            f"{attack} met gradients that were zero or not finite on {affected} of {len(records)} samples "
-            "and used the margin's there; a model that hides its gradients can look more robust than it is."
-        )
+    return warnings + [warning.message for warning in find_warnings(records)]
 
 
 def _some(names: list[str], limit: int = 10) -> str:
