@@ -42,11 +42,13 @@ __all__ = [
     "convnet",
     "convnet_cifar",
     "convnet_mnist",
+    "is_html",
     "load_checkpoint",
     "load_model",
     "mnist_convnet",
     "model_hash",
     "model_names",
+    "read_checkpoint",
     "resnet_cifar",
     "resnet_small",
 ]
@@ -467,19 +469,40 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         ValueError: if it cannot be read as weights, or does not fit the model (naming the keys).
     """
     path = Path(path)
+    _fit(model, _unwrap(read_checkpoint(path), path), source=str(path))
+
+
+def read_checkpoint(path: str | Path) -> object:
+    """Read a checkpoint as data: code in it is refused, not run.
+
+    Args:
+        path: a ``.safetensors`` file, or one written by ``torch.save``.
+
+    Returns:
+        What it holds: a state dict, or whatever holds one.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if it is empty, an HTML page, truncated, in another format, or holds pickled code.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: there is no file {str(path)!r}")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
+    if not path.stat().st_size:
         raise ValueError(f"checkpoint {str(path)!r} is empty")
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+    if is_html(path):
         raise ValueError(
             f"checkpoint {str(path)!r} is an HTML page, not weights: the download was answered with a web "
             "page (a login or an error); open it in a browser, and download the file again"
         )
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    _fit(model, _unwrap(state, path), source=str(path))
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def is_html(path: str | Path) -> bool:
+    """Whether a file begins as a web page does: what a download often brings in place of weights."""
+    with Path(path).open("rb") as file:
+        head = file.read(512)
+    return head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml"))
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:

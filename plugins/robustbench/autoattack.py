@@ -260,7 +260,10 @@ def _global_state_kept(device: torch.device) -> Iterator[None]:
 
 def is_installed(module: str) -> bool:
     """Whether a top-level module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def host_class() -> Any:
