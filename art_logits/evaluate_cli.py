@@ -36,7 +36,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Bundled name (digits-at, digits-standard), torchvision:NAME, timm:NAME, "
-            "FILE.py:factory or package.module:factory. "
+            "robustbench:DATASET/THREAT_MODEL/NAME, FILE.py:factory or package.module:factory. "
             f"[default: {DEFAULT_MODEL}]"
         ),
     ] = None,
@@ -48,6 +48,9 @@ def evaluate(
         typer.Option(help="Mean of the training images, e.g. 0.49,0.48,0.45, for a factory's model."),
     ] = None,
     std: Annotated[str | None, typer.Option(help="Their standard deviation, per channel.")] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Folder of RobustBench's checkpoints. [default: models]")
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -111,8 +114,8 @@ def evaluate(
     subject, other = _load_models(
         samples,
         data,
-        _Wanted("", model, checkpoint, mean, std),
-        _Wanted("reference-", reference, reference_checkpoint, reference_mean, reference_std),
+        _Wanted("", model, checkpoint, mean, std, model_dir),
+        _Wanted("reference-", reference, reference_checkpoint, reference_mean, reference_std, model_dir),
     )
     folder = out or _default_folder(samples.name, subject.name, resume=resume)
     _announce(
@@ -190,6 +193,7 @@ class _Wanted:
     checkpoint: Path | None
     mean: str | None
     std: str | None
+    model_dir: Path | None
 
     def check_alone(self) -> None:
         """Refuse options of a model that is not there."""
@@ -230,6 +234,7 @@ def _load_model(wanted: _Wanted, data: Data) -> _Named:
         in_channels=inputs.shape[1],
         mean=_numbers(f"--{wanted.prefix}mean", wanted.mean),
         std=_numbers(f"--{wanted.prefix}std", wanted.std),
+        model_dir=wanted.model_dir,
     )
     # The same architecture with other weights is another model: a model and its reference, say.
     return _Named(spec if wanted.checkpoint is None else f"{spec} ({wanted.checkpoint.name})", model)

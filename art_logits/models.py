@@ -254,6 +254,7 @@ def mnist_convnet(num_classes: int = 10) -> MnistConvNet:
 
 
 # The bundled models: architecture by name; the weights lie in art_logits/weights/NAME.safetensors.
+_ZOO = "robustbench"
 _BUNDLED: dict[str, Callable[[], nn.Module]] = {"digits-at": DigitsNet, "digits-standard": DigitsNet}
 
 
@@ -274,6 +275,7 @@ def load_model(
     in_channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    model_dir: str | Path | None = None,
 ) -> nn.Module:
     """Load the model that a spec names, in eval mode, on the CPU.
 
@@ -283,6 +285,8 @@ def load_model(
         ordinary Python code.
         ``torchvision:NAME``, ``timm:NAME``: see :func:`art_logits.pretrained.load_pretrained`; with their own
         mean and standard deviation inside.
+        ``robustbench:DATASET/THREAT_MODEL/NAME``: of RobustBench's zoo, from ``model_dir``, or downloaded to
+        there; with a checkpoint its architecture alone.
 
     Args:
         spec: the model.
@@ -293,6 +297,7 @@ def load_model(
         in_channels: passed to a factory that has a required parameter of that name.
         mean: one value per channel, or one for all, for a factory's model without normalisation inside.
         std: its standard deviations.
+        model_dir: folder of RobustBench's checkpoints, in its own layout; default ``models``.
 
     Returns:
         The module, in eval mode.
@@ -311,12 +316,14 @@ def load_model(
     """
     head, _, rest = spec.partition(":")
     location, _, factory = spec.rpartition(":")
-    is_factory = bool(location and factory) and head not in LIBRARIES
+    is_factory = bool(location and factory) and head not in (*LIBRARIES, _ZOO)
     _check_statistics(spec, mean, std, is_factory=is_factory)
     if head in LIBRARIES:
         model: nn.Module = load_pretrained(
             head, rest, with_weights=checkpoint is None, num_classes=num_classes
         )
+    elif head == _ZOO:
+        model = _from_zoo(spec, rest, model_dir, with_weights=checkpoint is None)
     elif is_factory:
         model = _from_factory(spec, location, factory, num_classes=num_classes, in_channels=in_channels)
     else:
@@ -349,6 +356,28 @@ def _normalized(
     return nn.Sequential(OrderedDict([("normalize", Normalize(means, stds)), ("model", model)]))
 
 
+def _from_zoo(spec: str, path: str, model_dir: str | Path | None, *, with_weights: bool) -> nn.Module:
+    """A model of RobustBench's zoo."""
+    parts = path.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise ValueError(
+            f"model {spec!r} must be robustbench:DATASET/THREAT_MODEL/NAME, such as "
+            "robustbench:cifar10/Linf/Wong2020Fast"
+        )
+    dataset, threat_model, name = parts
+    plugin = importlib.import_module("art_logits.plugins.robustbench")
+    place = {"dataset": dataset, "threat_model": threat_model}
+    try:
+        if not with_weights:
+            built: nn.Module = plugin.build_model(name, **place)
+            return built
+        folder = "models" if model_dir is None else str(model_dir)
+        model: nn.Module = plugin.load_model(name, model_dir=folder, **place)
+    except ValueError as error:
+        raise ValueError(f"model {spec!r}: {error}") from error
+    return model
+
+
 def _bundled(name: str, *, with_weights: bool) -> nn.Module:
     """The bundled model of that name, with its weights unless a checkpoint will follow."""
     if name not in _BUNDLED:
@@ -372,8 +401,8 @@ def _unknown_model(name: str) -> str:
         )
     return (
         f"model: expected one of {', '.join(model_names())}, FILE.py:factory, package.module:factory, "
-        f"torchvision:NAME or timm:NAME, "
-        f"got {name!r}{_checks.nearest(name, [*model_names(), *LIBRARIES])}"
+        f"torchvision:NAME, timm:NAME or robustbench:DATASET/THREAT_MODEL/NAME, "
+        f"got {name!r}{_checks.nearest(name, [*model_names(), *LIBRARIES, _ZOO])}"
     )
 
 
@@ -436,7 +465,8 @@ def _module_of_name(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise ValueError(f"model: importing {name!r} raised {type(error).__name__}: {error}") from error
+        near = _checks.nearest(name, [*LIBRARIES, _ZOO])
+        raise ValueError(f"model: importing {name!r} raised {type(error).__name__}: {error}{near}") from error
 
 
 def _callables(module: ModuleType) -> list[str]:

@@ -13,6 +13,6 @@ if find_spec("robustbench") is None:
     require("robustbench", extra="robustbench")
 
 from .autoattack import AutoAttack
-from .model_zoo import load_model, register, unregister, zoo
+from .model_zoo import build_model, load_model, register, unregister, zoo
 
-__all__ = ["AutoAttack", "load_model", "register", "unregister", "zoo"]
+__all__ = ["AutoAttack", "build_model", "load_model", "register", "unregister", "zoo"]

@@ -19,7 +19,7 @@ from ._host import robustbench
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["load_model", "register", "unregister", "zoo"]
+__all__ = ["build_model", "load_model", "register", "unregister", "zoo"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,28 @@ def load_model(
             f"checkpoint {files} does not fit {entry}: {type(error).__name__}: {reason[:400]}"
         ) from error
     return model.eval()
+
+
+def build_model(model_name: str, dataset: Any = "cifar10", threat_model: Any = "Linf") -> nn.Module:
+    """The architecture of a model of the zoo, for weights of one's own.
+
+    Args:
+        model_name: its name in the zoo.
+        dataset: as for :func:`load_model`.
+        threat_model: as for :func:`load_model`.
+
+    Returns:
+        The network without the zoo's weights, whose keys are those that a checkpoint must have.
+
+    Raises:
+        ValueError: no such model (naming the nearest), or an ensemble, which has no single checkpoint.
+    """
+    entry = _entry(model_name, dataset, threat_model)
+    if len(_gdrive_ids(entry)) > 1:
+        raise ValueError(f"{entry} is an ensemble: it has no single checkpoint, put its files into model_dir")
+    custom = _CUSTOM.get(entry)
+    model: nn.Module = custom.factory() if custom is not None else entry.models()[entry.name]["model"]()
+    return model
 
 
 def zoo(model_dir: str | Path = "./models") -> pd.DataFrame:
