@@ -100,6 +100,8 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "keep": str,
     "seed": read_integer,
     "momentum": parse_number,
+    "precision": str,
+    "fuse": read_boolean,
 }
 
 # What AutoAttack can be told beside norm, eps and seed.
