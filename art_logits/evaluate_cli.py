@@ -75,7 +75,13 @@ def evaluate(
     sampling: Annotated[
         str, typer.Option(help="How to draw them: balanced (over classes, by the seed) or first.")
     ] = "balanced",
-    batch_size: Annotated[int, typer.Option(help="Samples in one pass; no result depends on it.")] = 128,
+    batch_size: Annotated[
+        str, typer.Option(help="Samples in one pass, or auto; no result depends on it.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the gradients: auto, float32 or bfloat16. Success is always float32's."),
+    ] = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of random starts and of the balanced draw.")] = 0,
     out: Annotated[
@@ -91,7 +97,7 @@ def evaluate(
     """
     from .evaluation import evaluate as run
     from .evaluation import resolve_device
-    from .presets import parse_attacks, parse_number
+    from .presets import parse_attacks, parse_number, read_integer
 
     where = resolve_device(device)
     files: DataOptions = {"data_dir": data_dir, "download": download, "resize": resize, "crop": crop}
@@ -118,7 +124,8 @@ def evaluate(
             attacks=attacks,
             reference=other.model if other else None,
             bounds=samples.bounds,
-            batch_size=batch_size,
+            batch_size=batch_size if batch_size == "auto" else read_integer(batch_size),
+            precision=precision,
             device=where,
             out=folder,
             resume=resume,

@@ -97,6 +97,8 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "keep": str,
     "seed": read_integer,
     "momentum": parse_number,
+    "precision": str,
+    "fuse": read_boolean,
 }
 
 # What every attack can be told.

@@ -26,7 +26,7 @@ from . import _checks
 from ._files import locked, replacing
 from .attack import TemperaturePGD
 from .data import Data, as_data
-from .prepare import evaluating
+from .prepare import PRECISIONS, PROBE, Cast, Precision, choose_precision, evaluating
 from .types import Model
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Recipe:
     beta: float
     ema: float | None
     augment: str
-    precision: str
+    precision: Precision
     seed: int
 
     def to_json(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def fit(
     beta: float = 6.0,
     ema: float | None = 0.995,
     augment: str = "none",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Precision = "auto",
     device: str | torch.device | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -233,43 +233,16 @@ def _inner_attack(method: str, attack: TemperaturePGD | None, data: Data) -> Tem
         # Its inner KL compares with the clean probabilities, which are those at T = 1.
         attack = replace(attack, temperature=1.0)
     # Training wants the strongest example of every sample, also of those that are already wrong.
-    return replace(attack, stop_on_success=False, keep="last")
+    # The model that it attacks is the one that trains, in the precision that it trains in.
+    return replace(attack, stop_on_success=False, keep="last", precision="float32", fuse=False)
 
 
-def _pick_precision(precision: str, model: nn.Module, data: Data, device: torch.device) -> str:
-    _checks.choice("precision", precision, ("auto", "float32", "bfloat16"))
+def _pick_precision(precision: Precision, model: nn.Module, data: Data, device: torch.device) -> Precision:
+    _checks.choice("precision", precision, PRECISIONS)
     if precision != "auto":
         return precision
-    inputs = data.batch(slice(0, 64))[0].to(device)
-    seconds = {name: _time_passes(_Cast(model, name), inputs) for name in ("float32", "bfloat16")}
-    return min(seconds, key=lambda name: seconds[name])
-
-
-def _time_passes(model: nn.Module, inputs: Tensor) -> float:
-    """Best of three forward and backward passes, in seconds, after one that warms up."""
-    times = []
-    with evaluating(model):
-        for _ in range(4):
-            began = time.perf_counter()
-            probe = inputs.clone().requires_grad_()
-            torch.autograd.grad(model(probe).sum(), probe)[0].sum().item()
-            times.append(time.perf_counter() - began)
-    return min(times[1:])
-
-
-class _Cast(nn.Module):
-    """The model under autocast, with float32 logits, in the memory layout that convolutions like."""
-
-    def __init__(self, model: nn.Module, precision: str) -> None:
-        super().__init__()
-        self.model, self.enabled = model, precision == "bfloat16"
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.enabled):
-            logits: Tensor = self.model(inputs)
-        return logits.float()
+    # Nothing is folded while batch norm trains.
+    return choose_precision(model, data.batch(slice(0, PROBE))[0].to(device), fuse=False)
 
 
 class _Run:
@@ -280,7 +253,7 @@ class _Run:
     ) -> None:
         self.model, self.recipe, self.data, self.device, self.out = model, recipe, data, device, out
         self.history, self.epoch, self.lost = History(), 0, 0
-        self.net = _Cast(model, recipe.precision)
+        self.net = Cast(model, recipe.precision)
         self.average = _average(model, recipe.ema)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
@@ -421,8 +394,10 @@ class _Run:
         row = self.history.rows[-1]
         if data is not None:
             attack = _doubled(self.recipe.attack)
-            net = _Cast(self.averaged, self.recipe.precision)
-            row["clean_accuracy"], row["robust_accuracy"] = _accuracies(net, data, attack, self.device)
+            # The weights stand still here: gradients from a folded model, and success in float32.
+            attack = replace(attack, precision=self.recipe.precision, fuse=True)
+            accuracies = _accuracies(self.averaged, data, attack, self.device)
+            row["clean_accuracy"], row["robust_accuracy"] = accuracies
         logger.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
     def finish(self) -> None:

@@ -206,7 +206,8 @@ class AutoAttack:
         self, model: Model, inputs: Tensor, labels: Tensor, ids: np.ndarray[Any, Any] | None, size: int
     ) -> Tensor:
         """Points of the ball, as bad for the model as Temperature-PGD finds them, that it gets right."""
-        attack = TemperaturePGD(eps=self.eps, norm=self.norm, seed=self.seed, stop_on_success=False)
+        options: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "seed": self.seed}
+        attack = TemperaturePGD(**options, stop_on_success=False, precision="float32")
         delta = attack(model, inputs, labels, ids, batch_size=size).adv_inputs - inputs
         for _ in range(_HALVINGS):
             broken = _logits(model, inputs + delta, size).argmax(dim=1) != labels
