@@ -31,8 +31,10 @@ EXTRAS = [
 FLOORS = [
     {"types", "_checks", "_extras", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "prepare", "distill", "fairness", "records"},
+    {"attack", "prepare", "fairness", "records"},
     {"image_sets", "npz", "torchvision_sets", "data", "models", "presets"},
+    {"training_loop", "objectives"},
+    {"distill", "training"},
     {"evaluation"},
     {"analysis"},
 ]
