@@ -28,13 +28,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from art_logits._extras import require
+from art_logits._files import write_atomically
 from art_logits.functional import classwise, logits
 from art_logits.functional.groups import class_groups
 from art_logits.functional.ranks import RankCorrelation, rank_correlation
-from art_logits.records import ModelName, Records, write_atomically
+from art_logits.records import ModelName, Records
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 else:
     pd = require("pandas", extra="evaluate")
 
@@ -45,6 +47,7 @@ __all__ = [
     "Comparison",
     "LogitReport",
     "Statistics",
+    "StrengthCurve",
     "WorstClass",
     "adversarial_predictions",
     "classwise_report",
@@ -103,6 +106,20 @@ class AttackGain(NamedTuple):
     vulnerability: RankCorrelation
 
 
+class StrengthCurve(NamedTuple):
+    """How fast an attack turns samples.
+
+    Attributes:
+        forwards: ``(K,)`` int64, ascending from 0: forward passes that the attack has spent on a sample.
+        standing: ``(K,)``, share of all samples that are right and not turned after so many passes; from the
+            clean accuracy down to the robust accuracy. Where an attack takes all steps on every sample, all
+            of them fall at its end.
+    """
+
+    forwards: NDArray[np.int64]
+    standing: Floats
+
+
 @dataclass(frozen=True, eq=False)
 class ClasswiseReport:
     """Accuracy of one model class by class; arrays are ``(C,)``, fractions, NaN for a class without samples.
@@ -123,6 +140,7 @@ class ClasswiseReport:
         robust_accuracy: over all samples, under every attack.
         robust_interval: its 95 % Wilson interval.
         attack_accuracies: robust accuracy under each attack, over all samples.
+        strength: robust accuracy under each attack against the passes that it has spent.
         reference: the same for the reference model on the same samples, where there is one.
     """
 
@@ -140,6 +158,7 @@ class ClasswiseReport:
     robust_accuracy: float
     robust_interval: tuple[float, float]
     attack_accuracies: Mapping[str, float]
+    strength: Mapping[str, StrengthCurve]
     reference: ClasswiseReport | None = None
 
     @property
@@ -224,6 +243,24 @@ class ClasswiseReport:
         ]
         frame: pd.DataFrame = pd.DataFrame(rows, columns=["a", "b", *RankCorrelation._fields])
         return frame
+
+    def plot_classes(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Bars of clean and robust accuracy per class; see :func:`art_logits.figures.plot_classes`."""
+        from art_logits import figures
+
+        return figures.plot_classes(self, ax, **options)
+
+    def plot_transitions(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Heat map of who is taken for whom; see :func:`art_logits.figures.plot_transitions`."""
+        from art_logits import figures
+
+        return figures.plot_transitions(self, ax, **options)
+
+    def plot_strength(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Robust accuracy against passes; see :func:`art_logits.figures.plot_strength`."""
+        from art_logits import figures
+
+        return figures.plot_strength(self, ax, **options)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per class.
@@ -329,6 +366,19 @@ class LogitReport:
             }
             for model, conditions in self.samples.items()
         }
+
+    def plot_histograms(self, quantity: str = "max_logit", ax: Axes | None = None, **options: Any) -> Axes:
+        """Histograms of a quantity; see :func:`art_logits.figures.plot_histograms`."""
+        # Figures stand on reports: imported here, not at load time, to keep imports pointing downward.
+        from art_logits import figures
+
+        return figures.plot_histograms(self, quantity, ax, **options)
+
+    def plot_confidence(self, condition: str = "clean", ax: Axes | None = None, **options: Any) -> Axes:
+        """Model against reference, sample by sample; see :func:`art_logits.figures.plot_confidence`."""
+        from art_logits import figures
+
+        return figures.plot_confidence(self, condition, ax, **options)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per model, condition and quantity.
@@ -458,8 +508,18 @@ def _classwise(records: Records, model: ModelName, reference: ClasswiseReport | 
         robust_accuracy=float(robust.hits.sum() / len(records)),
         robust_interval=(float(overall[0]), float(overall[1])),
         attack_accuracies={name: float(counts.hits.sum() / len(records)) for name, counts in attacks.items()},
+        strength={name: _strength(records, model, name) for name in records.attacks},
         reference=reference,
     )
+
+
+def _strength(records: Records, model: ModelName, attack: str) -> StrengthCurve:
+    right, survives = records.correct(model), records.survives(attack, model)
+    spent = records.column(f"{records.prefix(model)}{attack}.forwards").astype(np.int64)
+    fallen, counts = np.unique(spent[right & ~survives], return_counts=True)
+    forwards = np.r_[0, fallen, max(1, spent.max())]
+    standing = (right.sum() - np.r_[0, np.cumsum(counts), counts.sum()]) / len(records)
+    return StrengthCurve(forwards, standing)
 
 
 def logit_report(records: Records) -> LogitReport:

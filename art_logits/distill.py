@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -32,10 +32,9 @@ from .attack import TemperaturePGD
 from .data import Data, as_data
 from .models import model_hash
 from .objectives import Objective, Views, get_objective
-from .prepare import evaluating
+from .prepare import Cast, Precision, evaluating
 from .training_loop import (
     Batch,
-    Cast,
     DataSource,
     History,
     LoopRecipe,
@@ -459,7 +458,7 @@ def distill(
     scheduler: LRScheduler | None = None,
     ema: float | None = None,
     augment: str = "none",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Precision = "auto",
     device: str | torch.device | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -518,6 +517,7 @@ def distill(
         FloatingPointError: the loss became NaN or infinite; the student has the weights from before that
             step, and the last epoch's checkpoint is kept.
         FileExistsError: ``out`` already holds a training run and ``resume`` is not set.
+        BlockingIOError: another process is training into ``out``.
     """
     terms = settle(objective, temperature, alpha, attack, transform, class_weights)
     train, held_out = as_data(data), None if validation is None else as_data(validation)

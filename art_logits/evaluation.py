@@ -20,15 +20,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import _checks
+from ._batches import Batches, fitting_batch_size
 from ._extras import require
 from ._version import __version__
+from .album import Album
 from .attack import AttackResult, TemperaturePGD
 from .balls import BALLS, get_ball
+from .counting import Counted, spread
 from .data import Data, as_data
 from .models import model_hash
-from .prepare import evaluating
-from .presets import parse_attack
-from .records import FORMAT, Records, RecordsWriter, check_attack_name, records_schema
+from .prepare import PRECISIONS, PROBE, choose_precision, evaluating, full_float32, original_of
+from .presets import free_name, parse_attack
+from .records import FORMAT, Records, RecordsWriter, check_attack_name, read_manifest, records_schema
 from .types import Model
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def evaluate(
     bounds: tuple[float, float] = (0.0, 1.0),
     sample_ids: Tensor | np.ndarray[Any, Any] | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
-    batch_size: int = 128,
+    batch_size: int | str | None = None,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -71,11 +74,13 @@ def evaluate(
     model_name: str | None = None,
     reference_name: str | None = None,
     command: str | None = None,
+    part_size: int | None = None,
+    precision: str | None = None,
 ) -> Records:
     """Attack a model, and a reference if there is one, and record every sample.
 
-    All samples are attacked by all attacks, 512 at a time; each finished part is written before the next
-    one starts. The models come back as they were, also after an exception.
+    All samples are attacked by all attacks, a part of them at a time; each finished part is written before
+    the next one starts. The models come back as they were, also after an exception.
 
     Args:
         model: maps inputs ``(N, ...)`` in the bounds to logits ``(N, C)``; an ``nn.Module``, or a callable.
@@ -84,12 +89,15 @@ def evaluate(
         attacks: one attack or several, named by a mapping or by themselves. An attack is a
             :class:`~art_logits.attack.TemperaturePGD`, a spec for
             :func:`~art_logits.presets.parse_attack`, or a callable ``(model, inputs, labels)`` that returns
-            adversarial inputs or an :class:`~art_logits.attack.AttackResult`.
+            adversarial inputs or an :class:`~art_logits.attack.AttackResult`. One with ``takes_parts = True``
+            gets a whole part, is called as TemperaturePGD is, and returns an AttackResult. What its
+            ``config()`` returns, if it has one, decides whether a run can be resumed.
         reference: a second model with the same classes, attacked in its own right on the same samples.
         bounds: limits of the inputs.
         sample_ids: ``(N,)`` distinct integers; default the data's own.
         class_names: ``C`` names; default the data's, or ``"0"`` to ``"C-1"``.
-        batch_size: samples in one pass of the model; changes speed and memory, not results.
+        batch_size: samples in one pass of the model; changes speed and memory, not results. None or
+            ``"auto"`` takes what suits the device. It is halved where the memory does not suffice.
         device: where to run, ``"auto"`` for a GPU if there is one; default where the models are.
         out: folder to write to, see :class:`~art_logits.records.RecordsWriter`; default none.
         resume: continue the same run in ``out``.
@@ -100,6 +108,10 @@ def evaluate(
         model_name: for the manifest; default the model's class.
         reference_name: for the manifest; default the reference's class.
         command: for the manifest: how this run was started.
+        part_size: samples per part, which is what an interruption may cost; default 512.
+        precision: of the gradients of attacks that leave theirs at ``"auto"``: ``"float32"``, ``"bfloat16"``,
+            or, as by default, what a short probe finds faster on ``model``. The manifest holds what was
+            chosen, and a resumed run keeps to it. What is reported is computed in float32 in any case.
 
     Returns:
         The records, one row per sample in the order of the data.
@@ -110,6 +122,8 @@ def evaluate(
             that differs.
         TypeError: for arguments, outputs or adversarial inputs of a wrong type.
         FileExistsError: if ``out`` holds something else, or a run and ``resume`` is false.
+        BlockingIOError: if another process is writing to ``out``.
+        torch.OutOfMemoryError: not even a single sample fits the memory.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     >>> images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -119,19 +133,26 @@ def evaluate(
     """
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to continue")
-    _checks.integer("batch_size", batch_size, at_least=1)
+    if batch_size not in (None, "auto"):
+        _checks.integer("batch_size", batch_size, at_least=1)
     _checks.choice("norm", norm, BALLS)
+    _checks.choice("precision", precision or "auto", PRECISIONS)
     samples = _samples(data, bounds, sample_ids)
     radius = samples.default_eps.get(norm) if eps is None else eps
     named = _named_attacks(attacks, norm=norm, eps=radius, bounds=samples.bounds, seed=seed)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        subjects = [_Subject("", model, "model")]
+        subjects = [_Subject("", original_of(model), "model")]
         if reference is not None:
-            subjects.append(_Subject("reference.", reference, "reference"))
+            subjects.append(_Subject("reference.", original_of(reference), "reference"))
         stack.enter_context(_placed([s.model for s in subjects], device))
         stack.enter_context(evaluating(*(s.model for s in subjects)))
-        run = _Run(samples, subjects, named, batch_size, norm, _count_classes(subjects, samples))
+        size = PART_SIZE if part_size is None else _checks.integer("part_size", part_size, at_least=1)
+        classes = _count_classes(subjects, samples)
+        stored = _stored_precisions(out) if resume else {}
+        named = _settled(named, precision or "auto", stored, subjects[0], samples)
+        batches = Batches(_batch_size(batch_size, subjects[0], samples, size))
+        run = _Run(samples, subjects, named, batches, norm, classes, size)
         names = (model_name, reference_name)
         manifest = {
             "format": FORMAT,
@@ -140,6 +161,8 @@ def evaluate(
             "command": command,
         }
         writer = None if out is None else RecordsWriter(Path(out), manifest, resume=resume)
+        if writer is not None:
+            stack.callback(writer.close)
         return _collect(run, writer, manifest, progress)
 
 
@@ -194,14 +217,16 @@ class _Run:
     data: Data
     subjects: list[_Subject]
     attacks: dict[str, Attack]
-    batch_size: int
+    batches: Batches
     norm: str
     classes: int
+    part_size: int
 
     @property
     def parts(self) -> list[slice]:
         """Rows of each part."""
-        return [slice(i, min(i + PART_SIZE, len(self.data))) for i in range(0, len(self.data), PART_SIZE)]
+        starts = range(0, len(self.data), self.part_size)
+        return [slice(start, min(start + self.part_size, len(self.data))) for start in starts]
 
 
 def _samples(data: object, bounds: tuple[float, float], ids: Any) -> Data:
@@ -223,7 +248,7 @@ def _named_attacks(attacks: Attacks, **defaults: Any) -> dict[str, Attack]:
         raise ValueError("attacks must hold at least one attack, got none")
     named: dict[str, Attack] = {}
     for name, attack in pairs:
-        named[_free_name(check_attack_name(name), named)] = attack
+        named[free_name(check_attack_name(name), named)] = attack
     return named
 
 
@@ -245,17 +270,47 @@ def _one_attack(attack: object, **defaults: Any) -> tuple[str, Attack]:
     return _qualified_name(attack).rpartition(".")[2].strip("<>"), attack
 
 
-def _free_name(name: str, taken: Mapping[str, object]) -> str:
-    """The name, or where it is taken with the first free number from 2."""
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}-{number}", number + 1
-    return free
-
-
 def _qualified_name(thing: object) -> str:
     return str(getattr(thing, "__qualname__", type(thing).__qualname__))
+
+
+def _stored_precisions(out: str | Path | None) -> dict[str, str]:
+    """What an earlier run in ``out`` chose for each attack, if there is one."""
+    try:
+        attacks = read_manifest(Path(out or ""))["identity"]["attacks"]
+        return {name: config["precision"] for name, config in attacks.items() if "precision" in config}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # the writer will say what is wrong with it
+
+
+def _settled(
+    attacks: dict[str, Attack], precision: str, stored: dict[str, str], subject: _Subject, data: Data
+) -> dict[str, Attack]:
+    """The attacks with their precision decided: a probe may decide otherwise elsewhere, or tomorrow."""
+
+    def decide(name: str, attack: Any) -> str:
+        if precision != "auto":
+            return precision
+        if stored.get(name) in PRECISIONS:
+            return stored[name]
+        device, dtype = subject.home()
+        inputs, _ = data.batch(slice(0, PROBE))
+        return choose_precision(subject.model, inputs.to(device, dtype), fuse=attack.fuse)
+
+    return {
+        name: dataclasses.replace(attack, precision=decide(name, attack))  # type: ignore[type-var]
+        if getattr(attack, "precision", None) == "auto"
+        else attack
+        for name, attack in attacks.items()
+    }
+
+
+def _batch_size(asked: int | str | None, subject: _Subject, data: Data, most: int) -> int:
+    """The caller's batch size, or one that suits the model, its device and its memory."""
+    if isinstance(asked, int):
+        return int(asked)
+    device, dtype = subject.home()
+    return fitting_batch_size(subject.model, data.batch(slice(0, 2))[0].to(device, dtype), most=most)
 
 
 @contextmanager
@@ -283,7 +338,7 @@ def _count_classes(subjects: Sequence[_Subject], data: Data) -> int:
         # Two samples: a model that squeezes a batch of one would be refused for nothing.
         inputs, _ = data.batch(slice(0, 2))
         try:
-            logits = _logits(subject, inputs, len(inputs))
+            logits = _logits(subject, inputs, Batches(len(inputs)))
         except RuntimeError as error:
             raise ValueError(
                 f"{subject.role} fails on inputs of shape {tuple(inputs.shape)}: {str(error).splitlines()[0]}"
@@ -325,7 +380,7 @@ def _identity(
         "bounds": list(run.data.bounds),
         "norm": run.norm,
         "seed": seed,
-        "part_size": PART_SIZE,
+        "part_size": run.part_size,
     }
 
 
@@ -333,7 +388,8 @@ def _config(attack: Attack) -> dict[str, Any]:
     """What an attack says of itself."""
     if isinstance(attack, TemperaturePGD):
         return attack.config()
-    return {"callable": f"{getattr(attack, '__module__', '')}.{_qualified_name(attack)}"}
+    described = {"callable": f"{getattr(attack, '__module__', '')}.{_qualified_name(attack)}"}
+    return {**described, **attack.config()} if hasattr(attack, "config") else described
 
 
 def _versions() -> dict[str, str]:
@@ -352,21 +408,23 @@ def _versions() -> dict[str, str]:
 def _collect(run: _Run, writer: RecordsWriter | None, manifest: dict[str, Any], progress: bool) -> Records:
     """Evaluate the parts that are not finished, and bring all of them together."""
     finished = set() if writer is None else writer.finished_parts
-    tables = []
+    tables, pictures = [], []
     each = len(run.attacks) * len(run.subjects)
     done = sum(rows.stop - rows.start for i, rows in enumerate(run.parts) if i in finished)
     with tqdm(total=len(run.data) * each, initial=done * each, unit="attack", disable=not progress) as bar:
         for part, rows in enumerate(run.parts):
             if part in finished:
                 continue
-            table = _evaluate_part(run, rows, bar)
+            table, thumbnails = _evaluate_part(run, rows, bar)
             if writer is None:
                 tables.append(table)
+                pictures.append(thumbnails)
             else:
-                writer.write(part, table)
+                writer.write(part, table, thumbnails)
     if writer is None:
-        records = Records.from_parts(tables)
-        return Records(records.table, {**manifest, "passes": _passes(records, run), "complete": True})
+        records = Records.from_parts(tables, thumbnails=pictures)
+        complete = {**manifest, "passes": _passes(records, run), "complete": True}
+        return Records(records.table, complete, records.thumbnails)
     return writer.finish(_passes(Records.load(writer.out, partial=True), run))
 
 
@@ -382,22 +440,25 @@ def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
     return passes
 
 
-def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> pa.Table:
-    """All attacks on all models, on one part of the data."""
+def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa.Table]:
+    """All attacks on all models, on one part of the data: its rows, and thumbnails of some of them."""
     inputs, labels = run.data.batch(rows)
     ids = run.data.ids[rows]
+    album = Album(inputs, labels, ids, run.data.bounds)
     columns: dict[str, Any] = {"sample_id": pa.array(ids.numpy()), "label": pa.array(labels.numpy())}
     for subject in run.subjects:
-        clean = _logits(subject, inputs, run.batch_size, run.classes)
+        clean = _logits(subject, inputs, run.batches, run.classes)
         columns[f"{subject.prefix}clean_prediction"] = pa.array(clean.argmax(dim=1).numpy())
         columns[f"{subject.prefix}clean_logits"] = _vectors(clean)
+        album.add_clean(clean, reference=subject.role == "reference")
         for name, attack in run.attacks.items():
             bar.set_postfix_str(f"{subject.role} {name}", refresh=True)
-            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids))
+            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids), album)
             columns.update({f"{subject.prefix}{name}.{key}": value for key, value in outcome.items()})
             bar.update(len(labels))
     schema = records_schema(list(run.attacks), run.classes, reference=len(run.subjects) > 1)
-    return pa.table({field.name: columns[field.name].cast(field.type) for field in schema}, schema=schema)
+    table = {field.name: columns[field.name].cast(field.type) for field in schema}
+    return pa.table(table, schema=schema), album.table()
 
 
 def _rows_of(attack: Attack, rows: slice) -> Attack:
@@ -412,13 +473,20 @@ def _rows_of(attack: Attack, rows: slice) -> Attack:
 
 
 def _attack(
-    run: _Run, subject: _Subject, name: str, attack: Attack, part: tuple[Tensor, Tensor, Tensor]
+    run: _Run,
+    subject: _Subject,
+    name: str,
+    attack: Attack,
+    part: tuple[Tensor, Tensor, Tensor],
+    album: Album,
 ) -> dict[str, Any]:
-    """Run one attack, check what it returns, and compute its columns."""
+    """Run one attack, check what it returns, and compute its columns; the model's go into the album."""
     inputs, labels, _ = part
     found = _attacked(run, subject, name, attack, part)
     distance = _checked_distance(attack, name, inputs, found.adv_inputs, run)
-    logits = _logits(subject, found.adv_inputs, run.batch_size, run.classes)
+    logits = _logits(subject, found.adv_inputs, run.batches, run.classes)
+    if subject.role == "model":
+        album.add_attack(name, logits, found.adv_inputs)
     prediction = logits.argmax(dim=1)
     return {
         "prediction": pa.array(prediction.numpy()),
@@ -447,11 +515,16 @@ def _attacked(
     """Call an attack on a part, in batches where it does not make its own."""
     device, dtype = subject.home()
     inputs, labels, ids = part[0].to(device, dtype), part[1].to(device), part[2]
-    if isinstance(attack, TemperaturePGD):
-        result = attack(subject.model, inputs, labels, ids, batch_size=run.batch_size)
+    if isinstance(attack, TemperaturePGD) or getattr(attack, "takes_parts", False):
+        batches = run.batches if isinstance(attack, TemperaturePGD) else run.batches.size
+        result = attack(subject.model, inputs, labels, ids, batch_size=batches)
+        _check_shape(name, result.adv_inputs, inputs)
         return _from_result(result)
-    chunks = zip(torch.split(inputs, run.batch_size), torch.split(labels, run.batch_size), strict=True)
-    found = [_call(subject, name, attack, x, y) for x, y in chunks]
+
+    def chunk(rows: slice) -> _Found:
+        return _call(subject, name, attack, inputs[rows], labels[rows])
+
+    found = run.batches.run(chunk, len(inputs))
     return _Found(*(torch.cat(pieces) for pieces in zip(*map(_columns, found), strict=True)))
 
 
@@ -466,7 +539,7 @@ def _from_result(result: AttackResult) -> _Found:
 
 def _call(subject: _Subject, name: str, attack: Attack, inputs: Tensor, labels: Tensor) -> _Found:
     """Call someone else's attack on one batch, counting what it asks of the model."""
-    counted = _Counted(subject.model).eval()
+    counted = Counted(subject.model).eval()
     # Copies: nothing keeps an attack from working in place.
     with torch.enable_grad():
         result = attack(counted, inputs.clone(), labels.clone())
@@ -475,7 +548,7 @@ def _call(subject: _Subject, name: str, attack: Attack, inputs: Tensor, labels: 
         return _from_result(result)
     _check_shape(name, result, inputs)
     zeros = torch.zeros(len(inputs), dtype=torch.int64)
-    forwards, backwards = (_spread(total, len(inputs)) for total in (counted.forwards, counted.backwards))
+    forwards, backwards = (spread(total, len(inputs)) for total in (counted.forwards, counted.backwards))
     return _Found(result.detach().cpu(), forwards, backwards, zeros)
 
 
@@ -491,39 +564,6 @@ def _check_shape(name: str, adv_inputs: object, inputs: Tensor) -> None:
             f"attack {name!r} must return inputs of shape {tuple(inputs.shape)}, "
             f"got {tuple(adv_inputs.shape)}"
         )
-
-
-def _spread(total: int, count: int) -> Tensor:
-    """Share a batch's passes among its samples, so that the sum stays right."""
-    shares = torch.full((count,), total // count)
-    shares[: total % count] += 1
-    return shares
-
-
-class _Counted(nn.Module):
-    """The model as someone else's attack sees it: counts the samples that go forward and backward."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits = self.model(inputs)
-        self.forwards += len(inputs)
-        if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        return logits
-
-    def _count_backward(self, grad: Tensor) -> None:
-        self.backwards += len(grad)
 
 
 def _checked_distance(attack: Attack, name: str, inputs: Tensor, adv_inputs: Tensor, run: _Run) -> Tensor:
@@ -557,20 +597,22 @@ def _checked_distance(attack: Attack, name: str, inputs: Tensor, adv_inputs: Ten
     return distance
 
 
-def _logits(subject: _Subject, inputs: Tensor, batch_size: int, classes: int | None = None) -> Tensor:
+def _logits(subject: _Subject, inputs: Tensor, batches: Batches, classes: int | None = None) -> Tensor:
     """Logits ``(N, C)`` of the model as it is, float32 on the CPU; finite, and of one width."""
     device, dtype = subject.home()
-    rows = []
+
+    def part(rows: slice) -> Tensor:
+        batch = inputs[rows]
+        logits = _checks.logits(subject.model(batch.to(device, dtype)), len(batch)).float().cpu()
+        if not bool(logits.isfinite().all()):
+            raise ValueError(f"{subject.role} must return finite logits, got NaN or infinity")
+        if classes not in (None, logits.shape[1]):
+            raise ValueError(f"{subject.role} must return {classes} logits, got {logits.shape[1]}")
+        return logits
+
     # An attack may have switched modes: what is reported is always the model in eval mode.
-    with torch.no_grad(), evaluating(subject.model):
-        for batch in torch.split(inputs, batch_size):
-            logits = _checks.logits(subject.model(batch.to(device, dtype)), len(batch)).float().cpu()
-            if not bool(logits.isfinite().all()):
-                raise ValueError(f"{subject.role} must return finite logits, got NaN or infinity")
-            if classes not in (None, logits.shape[1]):
-                raise ValueError(f"{subject.role} must return {classes} logits, got {logits.shape[1]}")
-            rows.append(logits)
-    return torch.cat(rows)
+    with torch.no_grad(), full_float32(), evaluating(subject.model):
+        return torch.cat(batches.run(part, len(inputs)))
 
 
 def _vectors(logits: Tensor) -> pa.FixedSizeListArray:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import _checks
 from .attack import TemperaturePGD
 from .data import as_data
-from .prepare import evaluating
+from .prepare import Precision, evaluating
 from .training_loop import (
     CHECKPOINT,
     HISTORY,
@@ -75,7 +75,7 @@ def fit(
     beta: float = 6.0,
     ema: float | None = 0.995,
     augment: str = "none",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Precision = "auto",
     device: str | torch.device | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -123,6 +123,7 @@ def fit(
         ValueError: an argument out of its range, or a checkpoint made by another recipe.
         FloatingPointError: the loss became NaN or infinite; the last epoch's checkpoint is kept.
         FileExistsError: ``out`` already holds a training run and ``resume`` is not set.
+        BlockingIOError: another process is training into ``out``.
     """
     train, held_out = as_data(data), None if validation is None else as_data(validation)
     team, device = find_team(

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -27,10 +26,10 @@ from tqdm import tqdm
 
 from . import _checks
 from ._extras import require
+from ._files import locked, replacing
 from .attack import TemperaturePGD
 from .data import Data
-from .prepare import evaluating
-from .types import Model
+from .prepare import PRECISIONS, PROBE, Cast, Precision, choose_precision, evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class LoopRecipe:
     weight_decay: float = 5e-4
     ema: float | None = None
     augment: str = "none"
-    precision: str = "float32"
+    precision: Precision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -372,6 +371,7 @@ class TrainingRun:
             ValueError: a checkpoint made by another recipe.
             FloatingPointError: the loss or the weights became NaN or infinite.
             FileExistsError: ``out`` already holds a training run and ``resume`` is not set.
+            BlockingIOError: another process is training into ``out``.
         """
         if isinstance(self.schedule, ReduceLROnPlateau) and (validation is None or self.attack is None):
             raise ValueError(
@@ -380,11 +380,12 @@ class TrainingRun:
             )
         self._prepare_folder(resume=resume)
         try:
-            while self.epoch < self.recipe.epochs:
-                self._train_epoch(progress=progress)
-                self._validate(validation)
-                self._save()
-            self._finish()
+            with locked(self.out if self.is_main else None):
+                while self.epoch < self.recipe.epochs:
+                    self._train_epoch(progress=progress)
+                    self._validate(validation)
+                    self._save()
+                self._finish()
         finally:
             self.model.eval()
         return self.history
@@ -434,7 +435,7 @@ class TrainingRun:
             "history": self.history.rows,
             "epoch": self.epoch,
         }
-        with _replacing(self.out / CHECKPOINT) as path:
+        with replacing(self.out / CHECKPOINT) as path:
             torch.save(state, path)
 
     def _train_epoch(self, *, progress: bool) -> None:
@@ -508,16 +509,20 @@ class TrainingRun:
     def _validate(self, data: Data | None) -> None:
         row = self.history.rows[-1]
         if data is not None:
-            attack = None if self.attack is None else _doubled(self.attack)
-            row.update(self._accuracies(Cast(self.averaged, self.recipe.precision), data, attack))
+            attack = self.attack
+            if attack is not None:
+                # The weights stand still here: gradients from a folded model, and success in float32.
+                attack = replace(_doubled(attack), precision=self.recipe.precision, fuse=True)
+            row.update(self._accuracies(data, attack))
         if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(row["robust_accuracy"])
         elif self.schedule is not None and not self.per_batch:
             self.schedule.step()
         logger.info("%s", ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
-    def _accuracies(self, model: Model, data: Data, attack: TemperaturePGD | None) -> dict[str, float]:
+    def _accuracies(self, data: Data, attack: TemperaturePGD | None) -> dict[str, float]:
         """Accuracies as fractions; the processes share the work."""
+        model = self.averaged
         classes = int(data.labels.max()) + 1
         # Of each class: samples, right without attack, right under it.
         counts = torch.zeros(3, classes, dtype=torch.int64, device=self.device)
@@ -546,9 +551,9 @@ class TrainingRun:
             return
         if self.is_main:
             save_file = require("safetensors.torch", extra="evaluate").save_file
-            with _replacing(self.out / WEIGHTS) as path:
+            with replacing(self.out / WEIGHTS) as path:
                 save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, path)
-            with _replacing(self.out / HISTORY) as path:
+            with replacing(self.out / HISTORY) as path:
                 path.write_text(
                     json.dumps({"recipe": self.recipe.to_json(), "epochs": self.history.rows}, indent=1)
                 )
@@ -630,62 +635,24 @@ def training_attack(attack: TemperaturePGD | None, data: Data | None = None) -> 
     if attack.targeted:
         raise ValueError("attack must be untargeted: training has no target classes")
     # Training wants the strongest example of every sample, also of those that are already wrong.
-    return replace(attack, stop_on_success=False, keep="last")
+    # The model that it attacks is the one that trains, in the precision that it trains in.
+    return replace(attack, stop_on_success=False, keep="last", precision="float32", fuse=False)
 
 
 def pick_precision(
-    precision: str, model: nn.Module, data: Data, device: torch.device, resumed: Path | None
-) -> str:
+    precision: Precision, model: nn.Module, data: Data, device: torch.device, resumed: Path | None
+) -> Precision:
     """The precision of the passes; ``"auto"`` is that of the run in ``resumed``, or the faster in a probe.
 
     Raises:
         ValueError: an unknown precision.
     """
-    _checks.choice("precision", precision, ("auto", "float32", "bfloat16"))
+    _checks.choice("precision", precision, PRECISIONS)
     if precision != "auto":
         return precision
     if resumed is not None and (resumed / CHECKPOINT).exists():
         # A probe may decide otherwise today.
-        return str(torch.load(resumed / CHECKPOINT, weights_only=True)["recipe"]["precision"])
-    inputs = data.batch(slice(0, 64))[0].to(device)
-    seconds = {name: _time_passes(Cast(model, name), inputs) for name in ("float32", "bfloat16")}
-    return min(seconds, key=lambda name: seconds[name])
-
-
-def _time_passes(model: nn.Module, inputs: Tensor) -> float:
-    """Best of three forward and backward passes, in seconds, after one that warms up."""
-    times = []
-    with evaluating(model):
-        for _ in range(4):
-            began = time.perf_counter()
-            probe = inputs.clone().requires_grad_()
-            torch.autograd.grad(model(probe).sum(), probe)[0].sum().item()
-            times.append(time.perf_counter() - began)
-    return min(times[1:])
-
-
-class Cast(nn.Module):
-    """The model under autocast, with float32 logits, in the memory layout that convolutions like."""
-
-    def __init__(self, model: nn.Module, precision: str) -> None:
-        super().__init__()
-        self.model, self.enabled = model, precision == "bfloat16"
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits ``(N, C)`` of inputs ``(N, ...)``."""
-        if inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.enabled):
-            logits: Tensor = self.model(inputs)
-        return logits.float()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Write to a temporary name beside ``path`` and rename, so that nobody sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        found: Precision = torch.load(resumed / CHECKPOINT, weights_only=True)["recipe"]["precision"]
+        return found
+    # Nothing is folded while batch norm trains.
+    return choose_precision(model, data.batch(slice(0, PROBE))[0].to(device), fuse=False)

@@ -62,6 +62,18 @@ def test_classwise_report_by_hand(records):
     assert report.disparity == 0.25
 
 
+def test_strength_by_hand(make_table):
+    table = make_table([0, 0, 1, 1], [A, A, B, A], {"pgd": [A, B, A, A]})
+    index = table.column_names.index("pgd.forwards")
+    spent = pa.array([9, 2, 5, 0], pa.int32())
+    curve = classwise_report(Records(table.set_column(index, table.schema.field(index), spent))).strength[
+        "pgd"
+    ]
+    # Three are right; the cat falls after 2 passes, the dog after 5, the other cat withstands 9.
+    assert curve.forwards.tolist() == [0, 2, 5, 9]
+    assert curve.standing.tolist() == [0.75, 0.5, 0.25, 0.25]
+
+
 def test_intervals_are_wilsons(records):
     report = classwise_report(records)
     low, high = classwise.wilson_interval([1, 0], [4, 2])

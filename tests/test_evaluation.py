@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -107,7 +108,9 @@ def test_manifest_says_what_decides_the_result():
         Linear(), (inputs, labels), attacks={"mine": attack}, class_names="abc", command="art-logits", seed=4
     )
     identity = records.manifest["identity"]
-    assert identity["attacks"] == {"mine": json.loads(json.dumps(attack.config()))}
+    # On a model this small, "auto" is float32.
+    decided = {**attack.config(), "precision": "float32"}
+    assert identity["attacks"] == {"mine": json.loads(json.dumps(decided))}
     assert identity["class_names"] == ["a", "b", "c"]
     assert identity["data"] == {"name": "arrays", "hash": as_data((inputs, labels)).fingerprint(), "n": 10}
     assert identity["model"]["name"] == "Linear"
@@ -183,13 +186,44 @@ def test_passes_of_foreign_attacks_are_counted():
     assert records.manifest["passes"]["model"] == {"forwards": 20, "backwards": 5}
 
 
-def test_uneven_passes_keep_their_sum():
-    assert evaluation._spread(7, 3).tolist() == [3, 2, 2]
+class InParts:
+    """An attack that wants whole parts; moves every pixel by a fixed amount."""
+
+    takes_parts = True
+
+    def __init__(self, shift: float = 0.01) -> None:
+        self.shift = shift
+        self.calls: list[tuple[list[int], int | None]] = []
+
+    def config(self) -> dict[str, float]:
+        return {"shift": self.shift}
+
+    def __call__(self, model, inputs, labels, sample_ids=None, *, batch_size=None):
+        self.calls.append((torch.as_tensor(sample_ids).tolist(), batch_size))
+        return TemperaturePGD(eps=self.shift, steps=1)(model, inputs, labels, sample_ids)
 
 
-def test_counted_model_says_what_it_lacks():
-    with pytest.raises(AttributeError, match="nothing"):
-        evaluation._Counted(Linear()).nothing  # noqa: B018
+def test_an_attack_may_take_whole_parts_with_their_ids():
+    attack = InParts()
+    data = samples(7)
+    records = evaluate(
+        Linear(), data, attacks={"a": attack}, batch_size=2, part_size=4, sample_ids=range(10, 17)
+    )
+    assert attack.calls == [([10, 11, 12, 13], 2), ([14, 15, 16], 2)]
+    assert records.manifest["identity"]["part_size"] == 4
+
+
+def test_what_an_attack_says_of_itself_decides_whether_a_run_can_be_resumed(tmp_path):
+    data = samples(3)
+    records = evaluate(Linear(), data, attacks={"a": InParts(0.01)}, out=tmp_path / "run")
+    assert records.manifest["identity"]["attacks"]["a"]["shift"] == 0.01
+    with pytest.raises(ValueError, match=r"attacks\.a\.shift: 0\.01 there, 0\.02 now"):
+        evaluate(Linear(), data, attacks={"a": InParts(0.02)}, out=tmp_path / "run", resume=True)
+
+
+def test_part_size_is_a_positive_integer():
+    with pytest.raises(ValueError, match="part_size must be at least 1"):
+        evaluate(Linear(), samples(3), attacks={"a": InParts()}, part_size=0)
 
 
 def test_attack_may_return_a_result():
@@ -403,3 +437,40 @@ def test_progress_goes_to_stderr_and_only_on_demand(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "3/3" in err
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_thumbnails_do_not_depend_on_parts_batches_or_an_interruption(monkeypatch, net, images, tmp_path):
+    inputs = images(40)
+    labels = net(inputs).argmax(dim=1)
+    reference = copy.deepcopy(net)
+    with torch.no_grad():
+        reference[-1].weight.mul_(0.3).add_(0.05)
+    options = {"attacks": {"a": TemperaturePGD(eps=0.1, steps=2)}, "reference": reference}
+    expected = evaluate(net, (inputs, labels), **options).thumbnails
+    kinds = set(expected["kind"].to_pylist())
+    assert {"above_reference", "confident_falls"} <= kinds
+    assert len(expected) <= 6 * len(kinds)
+    calls = []
+    write = evaluation.RecordsWriter.write
+
+    def failing(self, part, table, thumbnails=None):
+        calls.append(part)
+        if len(calls) == 2:
+            raise InterruptError
+        write(self, part, table, thumbnails)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.RecordsWriter, "write", failing)
+        with pytest.raises(InterruptError):
+            evaluate(net, (inputs, labels), **options, out=tmp_path / "run")
+    resumed = evaluate(net, (inputs, labels), **options, out=tmp_path / "run", resume=True)
+    assert resumed.thumbnails.equals(expected)
+    assert Records.load(tmp_path / "run").thumbnails.equals(expected)
+    monkeypatch.setattr(evaluation, "PART_SIZE", 512)
+    whole = evaluate(net, (inputs, labels), **options, batch_size=7).thumbnails
+    shown = [
+        sorted(zip(*(t[c].to_pylist() for c in ("kind", "sample_id")), strict=True))
+        for t in (whole, expected)
+    ]
+    assert shown[0] == shown[1]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from art_logits import records as module
-from art_logits.records import Records, RecordsWriter, check_attack_name, records_schema, write_atomically
+from art_logits.records import Records, RecordsWriter, check_attack_name, records_schema
 
 
 @pytest.fixture
@@ -411,25 +411,10 @@ def test_leftover_temporary_files_are_ignored_and_removed(tmp_path, table, make_
     writer = RecordsWriter(tmp_path, make_manifest(), resume=False)
     assert writer.finished_parts == set()
     assert not any(path.exists() for path in leftovers)
+    writer.close()
     leftovers[1].write_text("half")
     assert RecordsWriter(tmp_path, make_manifest(), resume=True).finished_parts == set()
     assert not leftovers[1].exists()
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    for name in ("fsync", "replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(module.os, name, interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                write_atomically(path, b"new")
-        assert path.read_bytes() == b"old"
-        assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_part_appears_only_when_it_is_whole(tmp_path, table, make_manifest, monkeypatch):
@@ -445,3 +430,102 @@ def test_a_part_appears_only_when_it_is_whole(tmp_path, table, make_manifest, mo
     write_parts(writer, table, [0])
     assert seen == [(set(), 8, True)]
     assert writer.finished_parts == {0}
+
+
+# ---- thumbnails ------------------------------------------------------------------------------------------
+
+
+def pictures(*scores, kind="falls", first=0):
+    rows = [
+        {"kind": kind, "score": score, "sample_id": first + index, "attack": "pgd", "clean": b"c"}
+        for index, score in enumerate(scores)
+    ]
+    return pa.Table.from_pylist(rows, schema=module.thumbnails_schema())
+
+
+def shown(records):
+    return records.thumbnails["sample_id"].to_pylist()
+
+
+def test_thumbnails_of_all_parts_are_reduced_to_the_best(tmp_path, table, make_manifest):
+    out = tmp_path / "run"
+    writer = RecordsWriter(out, make_manifest(), resume=False)
+    writer.write(0, table.slice(0, 8), pictures(*[0.1] * 6))
+    writer.write(1, table.slice(8, 8), pictures(*[0.5] * 5, 0.1, first=10))
+    writer.write(2, table.slice(16, 8), pictures(0.1, kind="stands", first=20))
+    expected = [0, 10, 11, 12, 13, 14, 20]  # of equal scores the first
+    writer.close()
+    assert shown(Records.load(out, partial=True)) == expected
+    (out / "thumbnails" / f".part-00000.parquet.{os.getpid()}.tmp").write_bytes(b"torn")
+    finished = RecordsWriter(out, make_manifest(), resume=True).finish({})
+    assert shown(finished) == expected
+    assert shown(Records.load(out)) == expected
+    kept = {path.name: pq.ParquetFile(path).read() for path in (out / "thumbnails").iterdir()}
+    assert {name: len(part) for name, part in kept.items()} == {
+        "part-00000.parquet": 1,
+        "part-00001.parquet": 5,
+        "part-00002.parquet": 1,
+    }
+    finished.save(tmp_path / "copy")
+    assert Records.load(tmp_path / "copy").thumbnails.equals(finished.thumbnails)
+
+
+def test_parts_whose_thumbnails_are_all_beaten_have_none(tmp_path, table, make_manifest):
+    writer = RecordsWriter(tmp_path, make_manifest(), resume=False)
+    writer.write(0, table.slice(0, 8), pictures(0.1))
+    writer.write(1, table.slice(8), pictures(*[0.5] * 6, first=10))
+    assert shown(writer.finish({})) == [10, 11, 12, 13, 14, 15]
+    assert [path.name for path in (tmp_path / "thumbnails").iterdir()] == ["part-00001.parquet"]
+
+
+def test_thumbnails_of_a_part_that_is_not_finished_do_not_count(tmp_path, table, make_manifest):
+    writer = RecordsWriter(tmp_path, make_manifest(), resume=False)
+    writer.write(0, table.slice(0, 8), pictures(0.1))
+    writer.write(1, table.slice(8), pictures(0.2, first=10))
+    (tmp_path / "records" / "part-00001.parquet").unlink()
+    assert shown(Records.load(tmp_path, partial=True)) == [0]
+
+
+def test_runs_without_thumbnails_have_no_folder_for_them(run):
+    assert not (run / "thumbnails").exists()
+    assert shown(Records.load(run)) == []
+
+
+def test_thumbnails_of_other_columns_are_refused(table, make_manifest, tmp_path):
+    wrong = pictures(0.1).drop_columns(["attack"])
+    with pytest.raises(ValueError, match=r"thumbnails: expected the columns kind, .*got kind \(string\), "):
+        Records(table, make_manifest(), wrong)
+    writer = RecordsWriter(tmp_path, make_manifest(), resume=False)
+    with pytest.raises(ValueError, match="thumbnails: expected the columns"):
+        writer.write(0, table, wrong)
+    assert writer.finished_parts == set()
+
+
+def test_corrupt_thumbnails_are_named(tmp_path, table, make_manifest):
+    Records(table, make_manifest(), pictures(0.1)).save(tmp_path)
+    path = tmp_path / "thumbnails" / "part-00000.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"thumbnails.part-00000.parquet is corrupt"):
+        Records.load(tmp_path)
+
+
+def test_one_process_at_a_time_writes_to_a_folder(tmp_path, table, make_manifest):
+    writer = RecordsWriter(tmp_path, make_manifest(data={"n": 20}), resume=False)
+    with pytest.raises(BlockingIOError, match=r"another process is writing to .*choose another --out"):
+        RecordsWriter(tmp_path, make_manifest(data={"n": 20}), resume=True)
+    write_parts(writer, table, [0, 1, 2])
+    writer.finish({})
+    with pytest.raises(ValueError, match="holds a run that differs"):
+        RecordsWriter(tmp_path, make_manifest(), resume=True)
+    RecordsWriter(tmp_path, make_manifest(data={"n": 20}), resume=True).close()
+    assert sorted(os.listdir(tmp_path)) == ["manifest.json", "records"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, make_manifest, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"out: .*run cannot be written to \(Not a directory\); choose another"):
+        RecordsWriter(tmp_path / "file" / "run", make_manifest(), resume=False)
+    # Asked, not tried: a test that runs as root may write everywhere.
+    monkeypatch.setattr(module.os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match=r"out: .*run cannot be written to \(Permission denied\)"):
+        RecordsWriter(tmp_path / "run", make_manifest(), resume=False)

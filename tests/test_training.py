@@ -365,7 +365,7 @@ def test_auto_precision_is_that_of_the_run_that_is_resumed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     train(out=tmp_path, epochs=1, precision="bfloat16")
-    monkeypatch.setattr(training_loop, "_time_passes", lambda net, inputs: 2.0 if net.enabled else 1.0)
+    monkeypatch.setattr(training_loop, "choose_precision", lambda model, inputs, fuse: "float32")
     train(out=tmp_path, epochs=1, precision="auto", resume=True)
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["recipe"]["precision"] == "bfloat16"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -246,7 +246,7 @@ def _recipe(epochs: int, batch_size: int, options: dict[str, Any]) -> LoopRecipe
         batch_size=batch_size,
         ema=options["ema"],
         augment=options["augment"],
-        precision=_checks.choice("precision", options["precision"], ("float32", "bfloat16")),
+        precision=cast(Any, _checks.choice("precision", options["precision"], ("float32", "bfloat16"))),
         seed=drawn_seed() if options["seed"] is None else options["seed"],
     )
 

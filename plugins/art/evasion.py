@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from art_logits import _checks
 from art_logits import attack as core
+from art_logits.prepare import Precision
 from art_logits.types import Bounds, Loss, Model, Norm, Temperature
 
 from .estimators import check, logits_of, predicted_classes, untouched
@@ -78,6 +79,9 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
             want the strongest example instead, the default.
         keep: ``"best"`` returns the best iterate of each sample, ``"last"`` the last.
         seed: of all that is random. Absent, each call draws one integer from numpy's global generator.
+        precision: of a torch network's gradients: ``"float32"``, bit by bit those of the network;
+            ``"bfloat16"``, also with batch norms folded; or ``"auto"``, the faster one by a short probe.
+            Success is float32's in any case.
 
     Raises:
         EstimatorError: an estimator without loss gradients (a ``TypeError``).
@@ -104,6 +108,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
         "stop_on_success",
         "keep",
         "seed",
+        "precision",
     ]
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
 
@@ -126,6 +131,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
         stop_on_success: bool = False,
         keep: Literal["best", "last"] = "best",
         seed: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         # The writer is made once all is checked: making one creates a folder.
         super().__init__(estimator=estimator, summary_writer=False)
@@ -147,6 +153,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
             "stop_on_success": stop_on_success,
             "keep": keep,
             "seed": seed,
+            "precision": precision,
         }
         _check(parameters)
         self._adopt(parameters)
@@ -379,6 +386,8 @@ def _config(
         keep=parameters["keep"],
         seed=seed,
         momentum=parameters["decay"] or 0.0,
+        precision=parameters["precision"],
+        fuse=parameters["precision"] != "float32",
     )
 
 

@@ -1,0 +1,178 @@
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from art_logits import figures
+from art_logits.analysis import compare
+from art_logits.records import Records
+
+CAT, DOG, FROG = np.eye(3)
+# Three classes; two cats stand and one falls to each attack, of two dogs one falls to both, no frogs.
+LABELS = [0, 0, 0, 0, 1, 1]
+CLEAN = [CAT, CAT, CAT, CAT, DOG, DOG]
+ATTACKED = {"pgd": [CAT, CAT, DOG, CAT, CAT, DOG], "tpgd": [CAT, CAT, CAT, FROG, CAT, DOG]}
+
+
+@pytest.fixture
+def records(make_table, make_manifest):
+    table = make_table(LABELS, CLEAN, ATTACKED, reference=(CLEAN, ATTACKED))
+    return Records(table, make_manifest(class_names=["cat", "$dog$", "frog"]))
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def labels(texts):
+    return [text.get_text() for text in texts]
+
+
+def of_colour(patches, colour):
+    return [patch for patch in patches if patch.get_facecolor()[:3] == to_rgba(colour)[:3]]
+
+
+def test_bars_are_the_accuracies(records, ax):
+    report = records.classwise()
+    assert report.plot_classes(ax) is ax
+    clean = [bar.get_width() for bar in of_colour(ax.patches, figures.PALETTE.clean)]
+    robust = [bar.get_width() for bar in of_colour(ax.patches, figures.PALETTE.robust)]
+    assert clean[:2] == [100, 100]
+    assert robust[:2] == [50, 50]
+    assert np.isnan([clean[2], robust[2]]).all()
+    assert labels(ax.get_yticklabels()) == ["cat", "$dog$", "frog"]
+    whiskers = ax.collections[0].get_segments()[0]
+    assert whiskers[:, 0] == pytest.approx([100 * report.robust_low[0], 100 * report.robust_high[0]])
+
+
+def test_of_many_classes_the_worst_are_drawn(random_table, ax):
+    report = Records(random_table(300, 60)).classwise()
+    figures.plot_classes(report, ax, limit=5)
+    expected = [str(index) for index in np.argsort(report.robust, kind="stable")[:5]]
+    assert labels(ax.get_yticklabels()) == expected
+
+
+def test_cells_are_the_shares_of_who_is_taken_for_whom(records, ax):
+    assert records.classwise().plot_transitions(ax) is ax
+    cells = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in ax.texts}
+    # Cats: two of four stand, one becomes a dog, one a frog. Dogs: one of two becomes a cat.
+    assert cells == {(0, 0): "50", (0, 1): "25", (1, 0): "50", (1, 1): "50"}
+    assert labels(ax.get_yticklabels()) == labels(ax.get_xticklabels()) == ["cat", "$dog$"]
+    assert {patch.get_alpha() for patch in ax.patches} == {0.5**0.5, 0.5}
+
+
+@pytest.mark.parametrize("quantity", figures.QUANTITY_LABELS)
+def test_histograms_hold_all_samples(random_table, ax, quantity):
+    report = Records(random_table(60, 3, reference=True)).logits()
+    assert report.plot_histograms(quantity, ax, bins=7) is ax
+    named = [patch for patch in ax.patches if patch.get_label()]
+    assert [patch.get_label() for patch in named] == [
+        *("model, clean", "model, adversarial"),
+        *("reference, clean", "reference, adversarial"),
+    ]
+    for patch in named:
+        assert patch.get_data().values.sum() == pytest.approx(100)
+        assert len(patch.get_data().values) == 7
+    assert ax.get_xlabel() == figures.QUANTITY_LABELS[quantity]
+
+
+def test_extreme_values_are_gathered_in_the_outermost_bins():
+    edges = figures._edges([np.r_[np.linspace(0, 1, 1000), 1e6].astype(np.float32)], 40)
+    assert edges[-1] < 1.01
+    assert len(edges) == 41
+
+
+def test_histograms_of_an_unknown_quantity_are_refused(records):
+    with pytest.raises(ValueError, match=r"quantity: expected one of max_logit, .*, got 'loss'"):
+        records.logits().plot_histograms("loss")
+
+
+def test_points_are_the_confidences(random_table, ax):
+    records = Records(random_table(60, 3, reference=True))
+    report = records.logits()
+    assert report.plot_confidence("adversarial", ax) is ax
+    stands, falls = (scatter.get_offsets() for scatter in ax.collections)
+    assert len(stands) == records.robust().sum()
+    robust = records.robust()
+    samples = {name: 100 * report.samples[name]["adversarial"]["confidence"] for name in report.samples}
+    both = np.stack([samples["reference"], samples["model"]], axis=1)
+    np.testing.assert_allclose(stands, both[robust])
+    np.testing.assert_allclose(falls, both[~robust])
+
+
+def test_of_many_samples_some_are_drawn(random_table, ax):
+    report = Records(random_table(60, 3, reference=True)).logits()
+    figures.plot_confidence(report, ax=ax, limit=10)
+    assert sum(len(scatter.get_offsets()) for scatter in ax.collections) == 10
+
+
+def test_scatter_needs_a_reference_and_samples(make_table, random_table):
+    alone = Records(random_table()).logits()
+    with pytest.raises(ValueError, match="report: expected one with a reference"):
+        alone.plot_confidence()
+    clean = Records(make_table(LABELS, CLEAN, {}, reference=(CLEAN, {}))).logits()
+    with pytest.raises(
+        ValueError, match=r"condition: expected one with samples \(clean\), got 'adversarial'"
+    ):
+        clean.plot_confidence("adversarial")
+
+
+def test_strength_falls_from_the_clean_to_the_robust_accuracy(records, ax):
+    report = records.classwise()
+    assert report.plot_strength(ax) is ax
+    first, second, everything = ax.lines
+    # 21 forward passes per sample and attack; both attacks leave four of six.
+    assert first.get_xdata().tolist() == [0, 21, 21, 21]
+    assert first.get_ydata() == pytest.approx([100, 400 / 6, 400 / 6, 400 / 6])
+    assert {first.get_label(), second.get_label()} == {"pgd", "tpgd"}
+    assert everything.get_ydata() == pytest.approx([50, 50])
+
+
+def test_a_figure_without_attacks_is_empty(make_table, ax):
+    report = Records(make_table(LABELS, CLEAN, {})).classwise()
+    assert len(report.plot_strength(ax).lines) == 1
+
+
+@pytest.mark.parametrize("usetex", [False, True])
+def test_names_are_no_formulas_in_axes_of_a_user(records, ax, usetex):
+    with matplotlib.rc_context({"text.parse_math": True, "text.usetex": usetex}):
+        records.classwise().plot_classes(ax)
+    name = ax.get_yticklabels()[1]
+    assert (name.get_parse_math(), name.get_usetex()) == (False, False)
+
+
+def test_a_figure_of_its_own_where_there_are_no_axes(records):
+    before = pyplot.get_fignums()
+    ax = records.classwise().plot_classes()
+    assert ax.figure.number not in before
+    pyplot.close(ax.figure)
+
+
+def test_style_leaves_matplotlib_as_it_was():
+    before = dict(matplotlib.rcParams)
+    with figures.style("red", svg_hashsalt="x"):
+        assert matplotlib.rcParams["text.color"] == "red"
+        assert matplotlib.rcParams["svg.hashsalt"] == "x"
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_changes_are_drawn_from_one_run_to_the_other(make_table, ax):
+    classes = [0] * 12 + [1] * 2
+    first, second = np.eye(2)[[0] * 12 + [1, 0]], np.eye(2)[[1] * 9 + [0] * 3 + [1, 1]]
+    runs = [Records(make_table(classes, np.eye(2)[classes], {"pgd": each})) for each in (first, second)]
+    assert figures.plot_changes(compare(*runs), ax, shown=[1, 0]) is ax
+    assert labels(ax.get_yticklabels()) == ["1", "0"]
+    lines, before, after = ax.collections
+    assert before.get_offsets().tolist() == [[50, 0], [100, 1]]
+    assert after.get_offsets().tolist() == [[100, 0], [25, 1]]
+    assert [segment.tolist() for segment in lines.get_segments()] == [
+        [[50, 0], [100, 0]],
+        [[100, 1], [25, 1]],
+    ]
+    # Nine of twelve are more than chance, one of two is not.
+    assert after.get_facecolors()[-1] == pytest.approx(to_rgba(figures.PALETTE.robust))
+    assert after.get_facecolors()[0][3] == 0
+    figures.plot_changes(compare(*runs), Figure().subplots())
