@@ -13,7 +13,8 @@ reader sees a whole file or none, and an interrupted run keeps the parts it fini
 Columns, for ``C`` classes: ``sample_id``, ``label``, ``clean_prediction`` (int64) and ``clean_logits``
 (``C`` float32); for each attack ``A``: ``A.prediction`` (int64), ``A.success`` (bool), ``A.distance``
 (float32, in the attack's norm), ``A.logits`` (``C`` float32), ``A.forwards``, ``A.backwards`` and
-``A.zero_gradients`` (int32); with a reference model all but the first two again, prefixed ``reference.``.
+``A.zero_gradients`` (int32), and ``A.success_8bit`` (bool: success also of the inputs rounded to 8 bits; not
+in records of earlier versions); with a reference model all but the first two again, prefixed ``reference.``.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ _FOLDER = "records"
 _PICTURES = "thumbnails"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_ROUNDED = ".success_8bit"
 _RESERVED = ("reference", "clean")
 _DEFAULT_PART_SIZE = 512
 
@@ -127,6 +129,7 @@ def records_schema(attacks: Sequence[str], num_classes: int, *, reference: bool 
                 (f"{name}.forwards", pa.int32()),
                 (f"{name}.backwards", pa.int32()),
                 (f"{name}.zero_gradients", pa.int32()),
+                (f"{name}{_ROUNDED}", pa.bool_()),
             ]
     return pa.schema(fields)
 
@@ -627,7 +630,8 @@ def _check_table(table: pa.Table) -> None:
         _attack_names(names), logits.list_size, reference="reference.clean_logits" in names
     )
     for field in expected:
-        _check_column(table, field)
+        if field.name in names or not field.name.endswith(_ROUNDED):
+            _check_column(table, field)
     if not table.num_rows:
         raise ValueError("table: expected at least one row, got none")
     labels = table.column("label").to_numpy()

@@ -38,6 +38,7 @@ def write_parts(writer, table, parts):
 def test_schema_lists_every_column_of_the_contract():
     schema = records_schema(["a"], 4, reference=True)
     one = ["prediction", "success", "distance", "logits", "forwards", "backwards", "zero_gradients"]
+    one.append("success_8bit")
     model = ["clean_prediction", "clean_logits", *(f"a.{name}" for name in one)]
     assert schema.names == ["sample_id", "label", *model, *(f"reference.{name}" for name in model)]
     assert schema.field("reference.a.logits").type == pa.list_(pa.float32(), 4)

@@ -257,7 +257,7 @@ def test_page_without_reference_attack_or_manifest(make_table):
 
 def test_a_run_without_trouble_has_no_warnings(make_table):
     labels = [0, 1] * 10
-    clean = np.eye(2)[labels]
+    clean = 2 * np.eye(2)[labels]
     assert "Read this first" not in render(Records(make_table(labels, clean, {"pgd": clean})))
 
 
@@ -269,7 +269,7 @@ def test_page_of_an_incomplete_run_with_vanishing_gradients_says_so(random_table
     table = table.set_column(index, table.schema.field(index), [values])
     text = Page(render(Records(table, {**make_manifest(), "complete": False}))).text
     assert "The run is not complete" in text
-    assert "pgd met gradients that were zero or not finite on 3 of 20 samples" in text
+    assert "pgd met gradients that were zero or not finite on 3 of 20 samples that" in text
     assert "tpgd met" not in text
 
 
