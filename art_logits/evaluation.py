@@ -93,7 +93,7 @@ def evaluate(
             :class:`~art_logits.attack.TemperaturePGD`, a spec for
             :func:`~art_logits.presets.parse_attack`, or a callable ``(model, inputs, labels)`` that returns
             adversarial inputs or an :class:`~art_logits.attack.AttackResult`. One with ``takes_parts = True``
-            gets a whole part, is called as TemperaturePGD is, and returns an AttackResult. What its
+            gets whole parts, is called as TemperaturePGD is, and does its own counting. What its
             ``config()`` returns, if it has one, decides whether a run can be resumed.
         reference: a second model with the same classes, attacked in its own right on the same samples.
         bounds: limits of the inputs.
@@ -567,7 +567,7 @@ def _attacked(
     if isinstance(attack, TemperaturePGD) or getattr(attack, "takes_parts", False):
         batches = run.batches if isinstance(attack, TemperaturePGD) else run.batches.size
         result = attack(subject.model, inputs, labels, ids, batch_size=batches)
-        _check_shape(name, result.adv_inputs, inputs)
+        _check_shape(name, getattr(result, "adv_inputs", result), inputs)
         return _from_result(result)
 
     def chunk(rows: slice) -> _Found:
@@ -581,7 +581,10 @@ def _columns(found: _Found) -> tuple[Tensor, ...]:
     return found.adv_inputs, found.forwards, found.backwards, found.zero_gradients
 
 
-def _from_result(result: AttackResult) -> _Found:
+def _from_result(result: AttackResult | Tensor) -> _Found:
+    if not isinstance(result, AttackResult):
+        none = torch.zeros(len(result), dtype=torch.int64)
+        return _Found(result.detach().cpu(), none, none, none)
     zeros = getattr(result, "zero_gradients", torch.zeros_like(result.forwards))
     return _Found(result.adv_inputs.cpu(), result.forwards.cpu(), result.backwards.cpu(), zeros.cpu())
 

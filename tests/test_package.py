@@ -31,7 +31,7 @@ EXTRAS = [
 FLOORS = [
     {"types", "_batches", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "counting", "folding", "prepare", "normalize", "distill", "fairness", "records"},
+    {"attack", "counting", "folding", "prepare", "normalize", "fairness", "records"},
     {
         "image_sets",
         "npz",
@@ -43,6 +43,8 @@ FLOORS = [
         "diagnostics",
         "album",
     },
+    {"training_loop", "objectives"},
+    {"distill", "training"},
     {"evaluation"},
     {"analysis"},
 ]

@@ -13,6 +13,19 @@ if find_spec("robustbench") is None:
     require("robustbench", extra="robustbench")
 
 from .autoattack import AutoAttack
+from .benchmarking import BenchmarkResult, benchmark
+from .evaluators import ClasswiseEvaluator, LogitEvaluator
 from .model_zoo import build_model, load_model, register, unregister, zoo
 
-__all__ = ["AutoAttack", "build_model", "load_model", "register", "unregister", "zoo"]
+__all__ = [
+    "AutoAttack",
+    "BenchmarkResult",
+    "ClasswiseEvaluator",
+    "LogitEvaluator",
+    "benchmark",
+    "build_model",
+    "load_model",
+    "register",
+    "unregister",
+    "zoo",
+]

@@ -172,6 +172,10 @@ class AutoAttack:
         dtype = inputs.dtype
 
         def predict(x: Tensor) -> Tensor:
+            if x.requires_grad:
+                # AutoAttack views its gradients, which a channels_last model does not lay out for that.
+                x = x.view_as(x)
+                x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
             return model(x.to(dtype))  # type: ignore[no-any-return]
 
         # AutoAttack computes in float32, whatever the model.
@@ -191,8 +195,9 @@ class AutoAttack:
         _check_classes(adversary.attacks_to_run, classes)
         for attack in (adversary.apgd_targeted, adversary.fab):
             attack.n_target_classes = min(attack.n_target_classes, classes - 1)
-        found = adversary.run_standard_evaluation(inputs.float(), labels, bs=self.batch_size)
-        moved = (found != inputs.float()).flatten(1).any(dim=1)
+        floats = inputs.float().contiguous()
+        found = adversary.run_standard_evaluation(floats, labels, bs=self.batch_size)
+        moved = (found != floats).flatten(1).any(dim=1)
         points = inputs.clone()
         points[moved] = found[moved].detach().to(dtype)
         return points
@@ -201,7 +206,8 @@ class AutoAttack:
         self, model: Model, inputs: Tensor, labels: Tensor, ids: np.ndarray[Any, Any] | None, size: int
     ) -> Tensor:
         """Points of the ball, as bad for the model as Temperature-PGD finds them, that it gets right."""
-        attack = TemperaturePGD(eps=self.eps, norm=self.norm, seed=self.seed, stop_on_success=False)
+        options: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "seed": self.seed}
+        attack = TemperaturePGD(**options, stop_on_success=False, precision="float32")
         delta = attack(model, inputs, labels, ids, batch_size=size).adv_inputs - inputs
         for _ in range(_HALVINGS):
             broken = _logits(model, inputs + delta, size).argmax(dim=1) != labels

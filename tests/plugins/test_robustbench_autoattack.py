@@ -208,6 +208,17 @@ def test_float64_models_are_attacked_in_float64() -> None:
     assert torch.equal(result.success, model.gaps(inputs, labels, EPS) <= 0)
 
 
+def test_any_memory_layout(net: nn.Module, images: Callable[..., Tensor]) -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 1, 1), *net).eval().to(memory_format=torch.channels_last)
+    x = torch.cat([images(4, seed=seed) for seed in range(3)], dim=1).permute(0, 2, 3, 1).contiguous()
+    inputs = x.permute(0, 3, 1, 2)
+    assert not inputs.is_contiguous()
+    attack = AutoAttack(eps=0.1, attacks_to_run=["apgd-ce", "fab-t"])
+    labels = torch.tensor([0, 1, 2, 3])
+    result = attack(wide, inputs, labels)
+    assert torch.equal(result.success, attack(wide, inputs.contiguous(), labels).success)
+
+
 class TestClasses:
     @pytest.mark.parametrize("classes", [4, 6])
     def test_the_targeted_attacks_take_every_other_class(self, classes: int) -> None:
