@@ -69,9 +69,9 @@ def test_the_attack_that_turns_a_sample_is_shown():
     clean = logits_of([0.9, 0.9], [0, 1])
     album.add_clean(clean)
     album.add_attack("weak", clean, images)
-    # A margin of exactly 0 in favour of class 0: it turns the second sample and not the first.
-    album.add_attack("tie", torch.zeros(2, 3), images + 0.5)
-    album.add_attack("none", torch.zeros(2, 3).index_fill(1, torch.tensor([2]), -1.0), images)
+    # Margins of exactly 0: the first two classes share the largest logit, or the last two do.
+    album.add_attack("none", torch.tensor([[5.0, 0, 0], [-1, 0, 0]]), images)
+    album.add_attack("tie", torch.tensor([[5.0, 0, 0], [0, 0, -1]]), images + 0.5)
     rows = rows_of(album.table(), "confident_falls")
     assert [(row["sample_id"], row["attack"]) for row in rows] == [(1, "tie")]
     assert (decoded(rows[0]["adversarial"]) == 128).all()
