@@ -15,6 +15,7 @@ Definitions used throughout:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from art_logits._extras import require
 from art_logits._files import write_atomically
+from art_logits.diagnostics import find_warnings
 from art_logits.functional import classwise, logits
 from art_logits.functional.groups import class_groups
 from art_logits.functional.ranks import RankCorrelation, rank_correlation
@@ -725,6 +727,7 @@ def summarize(
         ``disparity``, ``tail_10``, ``tail_20``, ``nsd``, ``gini``,
         ``logits.{model, reference}.{clean, adversarial}.{max_logit, logit_gap, margin, confidence}`` with
         ``{mean, std, q05, q50, q95}`` each (``std`` of the population, quantiles interpolated linearly),
+        ``warnings`` (:func:`art_logits.diagnostics.find_warnings`),
         and, where there is a reference, under ``reference`` its own ``clean_accuracy`` to ``gini``.
     """
     classes = classes or classwise_report(records)
@@ -739,6 +742,7 @@ def summarize(
         }
         for model, conditions in logit.statistics().items()
     }
+    summary["warnings"] = [dataclasses.asdict(warning) for warning in find_warnings(records)]
     plain: dict[str, Any] = _without_nan(summary)
     return plain
 

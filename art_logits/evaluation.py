@@ -7,6 +7,7 @@ inputs, by the original model in eval mode and without temperature, and ball and
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from .attack import AttackResult, TemperaturePGD
 from .balls import BALLS, get_ball
 from .counting import Counted, spread
 from .data import Data, as_data
+from .diagnostics import observe, training_modules
 from .models import model_hash
 from .prepare import PRECISIONS, PROBE, choose_precision, evaluating, full_float32, original_of
 from .presets import free_name, parse_attack
@@ -49,6 +51,7 @@ Attacks: TypeAlias = "Attack | str | Sequence[Attack | str] | Mapping[str, Attac
 PART_SIZE = 512
 """Samples per part: what an interruption may cost."""
 
+_OBSERVED = 16  # samples that a model sees twice before the run
 _TOLERANCE = 1e-5  # relative, on the radius; absolute, on the bounds
 
 logger = logging.getLogger(__name__)
@@ -90,7 +93,7 @@ def evaluate(
             :class:`~art_logits.attack.TemperaturePGD`, a spec for
             :func:`~art_logits.presets.parse_attack`, or a callable ``(model, inputs, labels)`` that returns
             adversarial inputs or an :class:`~art_logits.attack.AttackResult`. One with ``takes_parts = True``
-            gets a whole part, is called as TemperaturePGD is, and returns an AttackResult. What its
+            gets whole parts, is called as TemperaturePGD is, and does its own counting. What its
             ``config()`` returns, if it has one, decides whether a run can be resumed.
         reference: a second model with the same classes, attacked in its own right on the same samples.
         bounds: limits of the inputs.
@@ -145,6 +148,7 @@ def evaluate(
         subjects = [_Subject("", original_of(model), "model")]
         if reference is not None:
             subjects.append(_Subject("reference.", original_of(reference), "reference"))
+        training = {subject.role: training_modules(subject.model) for subject in subjects}
         stack.enter_context(_placed([s.model for s in subjects], device))
         stack.enter_context(evaluating(*(s.model for s in subjects)))
         size = PART_SIZE if part_size is None else _checks.integer("part_size", part_size, at_least=1)
@@ -159,10 +163,11 @@ def evaluate(
             "identity": _identity(run, names, _class_names(class_names, run), seed),
             "versions": _versions(),
             "command": command,
+            "observations": _observations(run, training),
         }
         writer = None if out is None else RecordsWriter(Path(out), manifest, resume=resume)
         if writer is not None:
-            stack.callback(writer.close)
+            stack.enter_context(writer)
         return _collect(run, writer, manifest, progress)
 
 
@@ -221,6 +226,11 @@ class _Run:
     norm: str
     classes: int
     part_size: int
+
+    @functools.cached_property
+    def images(self) -> bool:
+        """Whether the samples are images, which may be rounded to 8 bits."""
+        return self.data.batch([0])[0].ndim == 4
 
     @property
     def parts(self) -> list[slice]:
@@ -339,9 +349,12 @@ def _count_classes(subjects: Sequence[_Subject], data: Data) -> int:
         inputs, _ = data.batch(slice(0, 2))
         try:
             logits = _logits(subject, inputs, Batches(len(inputs)))
-        except RuntimeError as error:
+        except (ValueError, TypeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model's own code may fail in any way
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(
-                f"{subject.role} fails on inputs of shape {tuple(inputs.shape)}: {str(error).splitlines()[0]}"
+                f"{subject.role} fails on inputs of shape {tuple(inputs.shape)}: {reason}"
             ) from error
         counts.append(logits.shape[1])
     if len(set(counts)) > 1:
@@ -392,6 +405,19 @@ def _config(attack: Attack) -> dict[str, Any]:
     return {**described, **attack.config()} if hasattr(attack, "config") else described
 
 
+def _observations(run: _Run, training: Mapping[str, int]) -> dict[str, Any]:
+    """What only the live models show, for :func:`art_logits.diagnostics.find_warnings`."""
+    inputs, _ = run.data.batch(slice(0, _OBSERVED))
+    seen: dict[str, Any] = {"data": {"notes": run.data.notes}}
+    for subject in run.subjects:
+        forward = functools.partial(_logits, subject, batches=run.batches, classes=run.classes)
+        seen[subject.role] = {
+            "training_modules": training[subject.role],
+            **observe(subject.model, forward, inputs),
+        }
+    return seen
+
+
 def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
@@ -429,13 +455,18 @@ def _collect(run: _Run, writer: RecordsWriter | None, manifest: dict[str, Any], 
 
 
 def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
-    """Samples through each model: those of the attacks, one clean and one to verify each attack."""
+    """Samples through each model.
+
+    Those of the attacks, one clean, one to verify each attack, and one more to verify a success in 8 bits.
+    """
     passes = {}
     for subject in run.subjects:
         total = {"forwards": len(run.data) * (1 + len(run.attacks)), "backwards": 0}
         for name in run.attacks:
             for kind in total:
                 total[kind] += int(records.table[f"{subject.prefix}{name}.{kind}"].to_numpy().sum())
+            if run.images:
+                total["forwards"] += int(records.table[f"{subject.prefix}{name}.success"].to_numpy().sum())
         passes[subject.role] = total
     return passes
 
@@ -488,15 +519,33 @@ def _attack(
     if subject.role == "model":
         album.add_attack(name, logits, found.adv_inputs)
     prediction = logits.argmax(dim=1)
+    success = prediction != labels
     return {
         "prediction": pa.array(prediction.numpy()),
-        "success": pa.array((prediction != labels).numpy()),
+        "success": pa.array(success.numpy()),
         "distance": pa.array(distance.float().numpy()),
         "logits": _vectors(logits),
         "forwards": pa.array(found.forwards.numpy()),
         "backwards": pa.array(found.backwards.numpy()),
         "zero_gradients": pa.array(found.zero_gradients.numpy()),
+        "success_8bit": pa.array(_success_8bit(run, subject, found.adv_inputs, labels, success).numpy()),
     }
+
+
+def _success_8bit(
+    run: _Run, subject: _Subject, adv_inputs: Tensor, labels: Tensor, success: Tensor
+) -> Tensor:
+    """Which successes are still there when images are rounded to 256 levels within the bounds."""
+    rows = success.nonzero().squeeze(1)
+    if not run.images or not len(rows):
+        return success
+    lower, upper = run.data.bounds
+    levels = ((adv_inputs[rows] - lower) * (255 / (upper - lower))).round()
+    rounded = lower + levels * ((upper - lower) / 255)
+    logits = _logits(subject, rounded, run.batches, run.classes)
+    kept = success.clone()
+    kept[rows] = logits.argmax(dim=1) != labels[rows]
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -518,7 +567,7 @@ def _attacked(
     if isinstance(attack, TemperaturePGD) or getattr(attack, "takes_parts", False):
         batches = run.batches if isinstance(attack, TemperaturePGD) else run.batches.size
         result = attack(subject.model, inputs, labels, ids, batch_size=batches)
-        _check_shape(name, result.adv_inputs, inputs)
+        _check_shape(name, getattr(result, "adv_inputs", result), inputs)
         return _from_result(result)
 
     def chunk(rows: slice) -> _Found:
@@ -532,7 +581,10 @@ def _columns(found: _Found) -> tuple[Tensor, ...]:
     return found.adv_inputs, found.forwards, found.backwards, found.zero_gradients
 
 
-def _from_result(result: AttackResult) -> _Found:
+def _from_result(result: AttackResult | Tensor) -> _Found:
+    if not isinstance(result, AttackResult):
+        none = torch.zeros(len(result), dtype=torch.int64)
+        return _Found(result.detach().cpu(), none, none, none)
     zeros = getattr(result, "zero_gradients", torch.zeros_like(result.forwards))
     return _Found(result.adv_inputs.cpu(), result.forwards.cpu(), result.backwards.cpu(), zeros.cpu())
 

@@ -13,7 +13,8 @@ reader sees a whole file or none, and an interrupted run keeps the parts it fini
 Columns, for ``C`` classes: ``sample_id``, ``label``, ``clean_prediction`` (int64) and ``clean_logits``
 (``C`` float32); for each attack ``A``: ``A.prediction`` (int64), ``A.success`` (bool), ``A.distance``
 (float32, in the attack's norm), ``A.logits`` (``C`` float32), ``A.forwards``, ``A.backwards`` and
-``A.zero_gradients`` (int32); with a reference model all but the first two again, prefixed ``reference.``.
+``A.zero_gradients`` (int32), and ``A.success_8bit`` (bool: success also of the inputs rounded to 8 bits; not
+in records of earlier versions); with a reference model all but the first two again, prefixed ``reference.``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,6 +68,7 @@ _FOLDER = "records"
 _PICTURES = "thumbnails"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_ROUNDED = ".success_8bit"
 _RESERVED = ("reference", "clean")
 _DEFAULT_PART_SIZE = 512
 
@@ -127,6 +130,7 @@ def records_schema(attacks: Sequence[str], num_classes: int, *, reference: bool 
                 (f"{name}.forwards", pa.int32()),
                 (f"{name}.backwards", pa.int32()),
                 (f"{name}.zero_gradients", pa.int32()),
+                (f"{name}{_ROUNDED}", pa.bool_()),
             ]
     return pa.schema(fields)
 
@@ -474,21 +478,40 @@ class RecordsWriter:
         self.out = Path(out)
         self.manifest = _plain({**manifest, "format": FORMAT, "complete": False})
         continues = self._continues(resume)
+        if continues:
+            self._adopt(read_manifest(self.out))
+        # Newest first: what a run without a finished part takes away again.
+        self._made = [] if continues else [p for p in self._folders() if not p.exists()]
+        self._fresh = not continues
         self._make_folder()
         self._lock = FolderLock(self.out)
-        try:
-            if continues:
-                self._adopt(read_manifest(self.out))
-            else:
+        with ExitStack() as stack:
+            stack.push(self)
+            if not continues:
                 self._write_manifest()
             self._clean()
-        except BaseException:
+            stack.pop_all()
+
+    def __enter__(self) -> RecordsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; a fresh run that failed before its first part leaves nothing behind."""
+        if kind is not None and self._fresh and not self.finished_parts:
+            (self.out / _MANIFEST).unlink(missing_ok=True)
             self.close()
-            raise
+            for folder in self._made:
+                with suppress(OSError):  # somebody else's file lies there
+                    folder.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Let other processes write to the folder; a second call does nothing."""
         self._lock.release()
+
+    def _folders(self) -> list[Path]:
+        """The folders of the run, and those around it, from the inside."""
+        return [self.out / _PICTURES, self.out / _FOLDER, self.out, *self.out.parents]
 
     @property
     def finished_parts(self) -> set[int]:
@@ -627,7 +650,8 @@ def _check_table(table: pa.Table) -> None:
         _attack_names(names), logits.list_size, reference="reference.clean_logits" in names
     )
     for field in expected:
-        _check_column(table, field)
+        if field.name in names or not field.name.endswith(_ROUNDED):
+            _check_column(table, field)
     if not table.num_rows:
         raise ValueError("table: expected at least one row, got none")
     labels = table.column("label").to_numpy()

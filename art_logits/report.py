@@ -6,7 +6,6 @@ Files hold fractions; the terminal and the page show percent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,10 @@ from art_logits._page import fill, some
 from art_logits._provenance import name_of, provenance
 from art_logits._text import aligned, interval, middle, percent, printable, width
 from art_logits.analysis import ClasswiseReport, LogitReport, classwise_report, logit_report, summarize
+from art_logits.diagnostics import find_warnings
 from art_logits.records import Records
 
-__all__ = ["format_class_table", "render", "write_outputs"]
+__all__ = ["format_class_table", "format_warnings", "render", "write_outputs"]
 
 _MAX_TERMINAL_ROWS = 50
 _SMALL_SUPPORT = 10
@@ -96,6 +96,18 @@ def format_class_table(records: Records) -> str:
     hidden = len(report.class_names) - len(shown)
     more = [f"({hidden} more robust classes are not shown)"] if hidden else []
     return "\n".join([lines[0], rule, *body, *more, rule, lines[-1]])
+
+
+def format_warnings(records: Records) -> str:
+    """The warnings of :func:`art_logits.diagnostics.find_warnings` for the terminal, one a line.
+
+    Args:
+        records: of an evaluation.
+
+    Returns:
+        The lines; empty if there is no warning.
+    """
+    return "\n".join(f"warning: {printable(warning.message)}" for warning in find_warnings(records))
 
 
 def _render(records: Records, classes: ClasswiseReport, logit: LogitReport) -> str:
@@ -193,13 +205,4 @@ def _warnings(records: Records, classes: ClasswiseReport) -> list[str]:
     few = [name for name, n in supports if 0 < n < _SMALL_SUPPORT]
     if few:
         warnings.append(f"Fewer than {_SMALL_SUPPORT} samples, hence wide intervals: {some(few)}.")
-    return warnings + [warning for name in records.attacks for warning in _gradient_warnings(records, name)]
-
-
-def _gradient_warnings(records: Records, attack: str) -> Iterable[str]:
-    affected = int((records.column(f"{attack}.zero_gradients") > 0).sum())
-    if affected:
-        yield (
-            f"{attack} met gradients that were zero or not finite on {affected} of {len(records)} samples "
-            "and used the margin's there; a model that hides its gradients can look more robust than it is."
-        )
+    return warnings + [warning.message for warning in find_warnings(records)]

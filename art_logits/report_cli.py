@@ -24,13 +24,16 @@ def report(
 ) -> None:
     """Make the tables and the report of a run again; needs neither model, nor data, nor GPU."""
     from .records import Records
-    from .report import format_class_table, write_outputs
+    from .report import format_class_table, format_warnings, write_outputs
 
     records = Records.load(directory, partial=partial)
     folder = out or directory
     folder.mkdir(parents=True, exist_ok=True)
     write_outputs(records, folder)
     typer.echo(format_class_table(records))
+    warnings = format_warnings(records)
+    if warnings:
+        typer.echo(warnings)
     typer.echo(f"report: {folder / 'report.html'}")
 
 

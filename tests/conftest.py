@@ -40,6 +40,7 @@ def _columns(prefix: str, labels: Any, clean: Any, attacked: dict[str, Any]) -> 
             f"{prefix}{name}.forwards": np.full(n, 21),
             f"{prefix}{name}.backwards": np.full(n, 20),
             f"{prefix}{name}.zero_gradients": np.zeros(n),
+            f"{prefix}{name}.success_8bit": prediction != labels,
         }
     return columns
 

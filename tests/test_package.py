@@ -31,8 +31,20 @@ EXTRAS = [
 FLOORS = [
     {"types", "_batches", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "counting", "folding", "prepare", "distill", "fairness", "records"},
-    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "diagnostics", "album"},
+    {"attack", "counting", "folding", "prepare", "normalize", "fairness", "records"},
+    {
+        "image_sets",
+        "npz",
+        "torchvision_sets",
+        "data",
+        "models",
+        "pretrained",
+        "presets",
+        "diagnostics",
+        "album",
+    },
+    {"training_loop", "objectives"},
+    {"distill", "training"},
     {"evaluation"},
     {"analysis"},
 ]
