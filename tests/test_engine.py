@@ -209,7 +209,8 @@ def test_fused_float32_flips_next_to_nothing(
     fused = pgd(net, x, labels, **options, precision="float32")
     assert 0.2 < float(plain.success.float().mean()) < 0.9
     assert float((plain.success != fused.success).float().mean()) <= 0.002
-    assert not torch.equal(fused.logits, plain.logits)  # it was another way
+    # It was another way: what another model proposes has to be verified.
+    assert int(fused.forwards.sum()) > int(plain.forwards.sum())
 
 
 @pytest.mark.usefixtures("large")
