@@ -103,7 +103,9 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except torch.OutOfMemoryError as error:
-            raise typer.Exit(_fail(f"{error}: try a smaller --batch-size")) from error
+            # Our own loops halve their batches; an attack of a host may take a whole one.
+            remedy = "" if "a single sample" in str(error) else ": try a smaller --batch-size"
+            raise typer.Exit(_fail(f"{error}{remedy}")) from error
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise typer.Exit(_fail(error)) from error
 
