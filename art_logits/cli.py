@@ -52,6 +52,7 @@ def build_app() -> typer.Typer:
     require("typer", extra="evaluate")
     import typer
 
+    from .distill_cli import distill
     from .evaluate_cli import evaluate
     from .report_cli import compare, report
     from .training_cli import train
@@ -67,6 +68,7 @@ def build_app() -> typer.Typer:
     app.command("report")(_one_line_errors(report))
     app.command("compare")(_one_line_errors(compare))
     app.command("train")(_one_line_errors(train))
+    app.command("distill")(_one_line_errors(distill))
     return app
 
 
@@ -104,7 +106,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(INTERRUPTED) from None
         except torch.OutOfMemoryError as error:
             raise typer.Exit(_fail(f"{error}: try a smaller --batch-size")) from error
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             raise typer.Exit(_fail(error)) from error
 
     return wrapper
