@@ -273,7 +273,8 @@ def diagnostics_table(records: Records) -> Table | None:
         for model in models
         for attack in records.attacks
     ]
-    heads = ["attack", "on", "zero gradients", "largest distance", "turned by it alone", "turns back"]
+    heads = ["attack", "on", "zero gradients", "largest distance", "lost in 8 bits"]
+    heads += ["turned by it alone", "turns back"]
     return Table("Diagnostics of the attacks", heads, rows) if rows else None
 
 
@@ -288,9 +289,18 @@ def _diagnostic_cells(records: Records, attack: str, model: ModelName) -> list[s
     return [
         str(int((records.column(f"{prefix}.zero_gradients") > 0).sum())),
         f"{float(records.column(f'{prefix}.distance').max()):.6g}",
+        _lost_in_rounding(records, prefix),
         str(alone),
         str(int(right_by_attack.sum())),
     ]
+
+
+def _lost_in_rounding(records: Records, prefix: str) -> str:
+    """Successes that are none any more once the inputs are rounded to 8 bits; older records do not know."""
+    if f"{prefix}.success_8bit" not in records.table.column_names:
+        return "-"
+    lost = records.column(f"{prefix}.success") & ~records.column(f"{prefix}.success_8bit")
+    return str(int(lost.sum()))
 
 
 def class_name(records: Records, index: int, limit: int = 40) -> str:

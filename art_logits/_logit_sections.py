@@ -14,6 +14,7 @@ from art_logits.album import KINDS
 from art_logits.analysis import LogitReport, Statistics
 from art_logits.functional.ranks import RankCorrelation
 from art_logits.logit_analysis import (
+    class_statistics,
     confidence_correlation,
     fall_predictors,
     reference_differences,
@@ -36,6 +37,7 @@ def logit_section(records: Records, logit: LogitReport) -> dict[str, Any]:
         "key": _key(logit),
         "figures": [_histograms(logit, quantity) for quantity in _MEANINGS],
         "table": _statistics_table(logit),
+        "by_class": _class_table(records, logit),
         "differences": _difference_table(records, logit) if records.has_reference else None,
     }
 
@@ -79,7 +81,28 @@ def _statistics_table(logit: LogitReport) -> Table:
 
 
 def _numbers(values: Statistics) -> list[str]:
-    return ["-" if np.isnan(value) else f"{value:.3g}" for value in values]
+    return [_short(value) for value in values]
+
+
+def _class_table(records: Records, logit: LogitReport) -> Table:
+    """Means of the model's quantities by class, clean and adversarial side by side."""
+    means = class_statistics(records, logit=logit).set_index(["quantity", "condition"])["mean"]
+    columns = {
+        f"{label}, {condition}": means.loc[(quantity, condition)].to_numpy()
+        for quantity, label in figures.QUANTITY_LABELS.items()
+        for condition in means.index.get_level_values("condition").unique()
+    }
+    rows = [
+        Row(name, [_short(values[index]) for values in columns.values()])
+        for index, name in enumerate(records.class_names)
+    ]
+    margins = next(values for head, values in columns.items() if head.startswith("margin"))
+    about = f"The 15 smallest and the 5 largest mean margins of {len(rows)} classes; all of them below."
+    return folded(Table("Means by class", ["class", *columns], rows), margins.tolist(), about)
+
+
+def _short(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3g}"
 
 
 def _fixed(value: float) -> str:

@@ -167,7 +167,7 @@ def evaluate(
         }
         writer = None if out is None else RecordsWriter(Path(out), manifest, resume=resume)
         if writer is not None:
-            stack.callback(writer.close)
+            stack.enter_context(writer)
         return _collect(run, writer, manifest, progress)
 
 

@@ -559,8 +559,11 @@ def _read_torch(path: Path) -> object:
                 "code, and is refused: save the weights alone, by torch.save(model.state_dict(), FILE)"
             ) from error
         # Torch's own text would advise to run whatever the file contains.
-        unknown = isinstance(error, pickle.UnpicklingError)
-        reason = "unknown pickle" if unknown else str(error).partition("\n")[0][:160] or type(error).__name__
+        reason = str(error).partition("\n")[0][:160] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "unknown pickle"
+        elif isinstance(error, OSError):  # a seek to where the file should go on
+            reason = "its end is missing"
         raise ValueError(
             f"checkpoint {str(path)!r} cannot be read as a torch state dict ({reason}): "
             "it is truncated or in another format; download or save it again"

@@ -24,6 +24,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -477,21 +478,40 @@ class RecordsWriter:
         self.out = Path(out)
         self.manifest = _plain({**manifest, "format": FORMAT, "complete": False})
         continues = self._continues(resume)
+        if continues:
+            self._adopt(read_manifest(self.out))
+        # Newest first: what a run without a finished part takes away again.
+        self._made = [] if continues else [p for p in self._folders() if not p.exists()]
+        self._fresh = not continues
         self._make_folder()
         self._lock = FolderLock(self.out)
-        try:
-            if continues:
-                self._adopt(read_manifest(self.out))
-            else:
+        with ExitStack() as stack:
+            stack.push(self)
+            if not continues:
                 self._write_manifest()
             self._clean()
-        except BaseException:
+            stack.pop_all()
+
+    def __enter__(self) -> RecordsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; a fresh run that failed before its first part leaves nothing behind."""
+        if kind is not None and self._fresh and not self.finished_parts:
+            (self.out / _MANIFEST).unlink(missing_ok=True)
             self.close()
-            raise
+            for folder in self._made:
+                with suppress(OSError):  # somebody else's file lies there
+                    folder.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Let other processes write to the folder; a second call does nothing."""
         self._lock.release()
+
+    def _folders(self) -> list[Path]:
+        """The folders of the run, and those around it, from the inside."""
+        return [self.out / _PICTURES, self.out / _FOLDER, self.out, *self.out.parents]
 
     @property
     def finished_parts(self) -> set[int]:

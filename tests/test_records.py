@@ -530,3 +530,24 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, make_manifest, mo
     monkeypatch.setattr(module.os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match=r"out: .*run cannot be written to \(Permission denied\)"):
         RecordsWriter(tmp_path / "run", make_manifest(), resume=False)
+
+
+def test_a_run_that_fails_before_its_first_part_leaves_nothing_behind(tmp_path, table, make_manifest):
+    (tmp_path / "mine").mkdir()
+    out = tmp_path / "mine" / "deep" / "run"
+    with pytest.raises(KeyboardInterrupt), RecordsWriter(out, make_manifest(), resume=False):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "mine") == []
+    writer = RecordsWriter(out, make_manifest(), resume=False)
+    write_parts(writer, table, [0])
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise KeyboardInterrupt
+    assert sorted(os.listdir(out)) == ["manifest.json", "records"]
+    # What was there before stays, and so does a run that is continued.
+    with pytest.raises(KeyboardInterrupt), RecordsWriter(out, make_manifest(), resume=True):
+        raise KeyboardInterrupt
+    assert RecordsWriter(out, make_manifest(), resume=True).finished_parts == {0}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KeyboardInterrupt), RecordsWriter(tmp_path / "empty", make_manifest(), resume=False):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "empty") == []

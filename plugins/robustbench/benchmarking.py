@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -166,26 +167,39 @@ def benchmark(
         if attacks is not None:
             raise ValueError(f"attacks must not be given for {case.threat_model}: the images are the attack")
         chosen = corruptions(*case[:2], data, corruptions_data_dir or data_dir)
-    records = evaluate(
-        model,
-        data,
-        attacks=chosen,
-        batch_size=batch_size,
-        device=device,
-        out=aa_state_path,
-        resume=aa_state_path is not None,
-        seed=seed,
-        progress=progress,
-        norm=norm,
-        eps=eps,
-        model_name=model_name,
-        part_size=max(_PART_SIZE, _checks.integer("batch_size", batch_size, at_least=1)),
-    )
+    with _folder_named(aa_state_path):
+        records = evaluate(
+            model,
+            data,
+            attacks=chosen,
+            batch_size=batch_size,
+            device=device,
+            out=aa_state_path,
+            resume=aa_state_path is not None,
+            seed=seed,
+            progress=progress,
+            norm=norm,
+            eps=eps,
+            model_name=model_name,
+            part_size=max(_PART_SIZE, _checks.integer("batch_size", batch_size, at_least=1)),
+        )
     result = _result(records, case)
     logger.info("%s: clean accuracy %.2f %%, robust accuracy %.2f %%", case, *(100 * x for x in result))
     if to_disk:
         _write(result, case, eps)
     return result
+
+
+@contextmanager
+def _folder_named(path: object) -> Iterator[None]:
+    """Tell what is wrong with the folder of the records by this function's name for it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if path is None or not str(error).startswith("out: "):
+            raise
+        text = str(error).replace("out: ", "aa_state_path: ", 1).replace("--out", "aa_state_path")
+        raise type(error)(text) from error
 
 
 class _Case(NamedTuple):

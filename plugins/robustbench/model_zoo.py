@@ -290,13 +290,13 @@ def _entries() -> list[_Entry]:
 
 
 def _architecture(entry: _Entry) -> str:
-    """The class that an entry builds, as far as it can be told without building it."""
+    """What an entry builds, as far as it can be told without building it."""
     factory = entry.models()[entry.name]["model"]
-    if isinstance(factory, type):
-        return factory.__name__
-    code = getattr(factory, "__code__", None)
-    names = code.co_names if code is not None else ()
-    return names[0] if names else getattr(factory, "__name__", type(factory).__name__)
+    name = getattr(factory, "__name__", type(factory).__name__)
+    if name != "<lambda>":
+        return str(name)
+    names = factory.__code__.co_names
+    return str(names[0]) if names else name
 
 
 def _gdrive_ids(entry: _Entry) -> list[str]:

@@ -269,8 +269,15 @@ class TestResume:
         options = {"model": Pooled().eval(), "n_examples": 3, "data_dir": data_dir, "eps": EPS}
         options["aa_state_path"] = tmp_path / "state"
         benchmark(**options)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"^aa_state_path: .*{message}.*Choose another aa_state_path"):
             benchmark(**{**options, **change})
+
+    @pytest.mark.usefixtures("idle")
+    def test_a_folder_of_something_else_is_refused(self, data_dir: Path) -> None:
+        with pytest.raises(FileExistsError, match=r"^aa_state_path: .*is not empty and holds no run"):
+            benchmark(Pooled().eval(), 3, data_dir=data_dir, eps=EPS, aa_state_path=data_dir)
+        with pytest.raises(ValueError, match="labels must lie in"):
+            benchmark(Pooled(2).eval(), 3, data_dir=data_dir, eps=EPS, aa_state_path=data_dir)
 
     def test_states_of_autoattack_are_refused(self, data_dir: Path, tmp_path: Path) -> None:
         (tmp_path / "state.json").write_text("{}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import socket
 import subprocess
 import sys
@@ -287,7 +288,13 @@ class TestZoo:
 
     @pytest.mark.parametrize(
         ("factory", "expected"),
-        [(nn.Linear, "Linear"), (lambda: convnet(), "convnet"), (print, "print"), (convnet, "ConvNet")],
+        [
+            (nn.Linear, "Linear"),
+            (lambda: convnet(), "convnet"),
+            (lambda: 1, "<lambda>"),
+            (convnet, "convnet"),
+            (functools.partial(convnet, width=4), "partial"),
+        ],
     )
     def test_architecture_without_building_it(
         self, own: Callable[..., str], factory: Any, expected: str
