@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from art_logits._extras import require
+from art_logits._files import write_atomically
 from art_logits.functional import classwise, logits
 from art_logits.functional.groups import class_groups
 from art_logits.functional.ranks import RankCorrelation, rank_correlation
-from art_logits.records import ModelName, Records, write_atomically
+from art_logits.records import ModelName, Records
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_logits._extras import require
+from art_logits._files import write_atomically
 from art_logits._text import aligned, middle, percent, printable
 from art_logits.analysis import Comparison, compare
-from art_logits.records import Records, write_atomically
+from art_logits.records import Records
 from art_logits.report import _Row, render_template
 
 if TYPE_CHECKING:

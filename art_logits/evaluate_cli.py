@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated
 
 from ._extras import require
+from .cli_options import Crop, DataDir, DataOptions, Device, Download, Eps, Norm, Resize
 
 if TYPE_CHECKING:
     import typer
@@ -23,15 +24,6 @@ else:
 DEFAULT_MODEL, DEFAULT_REFERENCE, DEFAULT_DATA = "digits-at", "digits-standard", "digits"
 DEFAULT_ATTACKS = ("pgd", "temperature-pgd")
 RUNS = Path("art-logits-runs")
-
-
-class DataOptions(TypedDict):
-    """The options of ``load_data`` beside spec and split."""
-
-    data_dir: Path | None
-    download: bool
-    resize: int | None
-    crop: int | None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,14 +58,10 @@ def evaluate(
         ),
     ] = DEFAULT_DATA,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of torchvision's files. [default: data]")
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision download them.")] = False,
-    resize: Annotated[
-        int | None, typer.Option(help="Scale images' shorter side to this and cut the middle square.")
-    ] = None,
-    crop: Annotated[int | None, typer.Option(help="Cut the middle N x N pixels, after --resize.")] = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    resize: Resize = None,
+    crop: Crop = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,16 +69,14 @@ def evaluate(
             "[default: pgd and temperature-pgd]"
         ),
     ] = None,
-    norm: Annotated[str, typer.Option(help="Linf, L2 or L1.")] = "Linf",
-    eps: Annotated[
-        str | None, typer.Option(help="Radius in pixel units, e.g. 8/255. [default: by data and norm]")
-    ] = None,
+    norm: Norm = "Linf",
+    eps: Eps = None,
     n_examples: Annotated[int | None, typer.Option(help="Samples to attack. [default: all]")] = None,
     sampling: Annotated[
         str, typer.Option(help="How to draw them: balanced (over classes, by the seed) or first.")
     ] = "balanced",
     batch_size: Annotated[int, typer.Option(help="Samples in one pass; no result depends on it.")] = 128,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of random starts and of the balanced draw.")] = 0,
     out: Annotated[
         Path | None,
@@ -164,8 +150,15 @@ def _load_data(
     from .data import SAMPLINGS, load_data
 
     _checks.choice("sampling", sampling, SAMPLINGS)
+    if n_examples is not None:
+        _checks.integer("--n-examples", n_examples, at_least=1)
     data = load_data(spec, split=split, **options)
-    return data if n_examples is None else data.subset(n_examples, sampling, seed)
+    if n_examples is None:
+        return data
+    if n_examples > len(data):
+        has = f"the {len(data)} samples of {data.name} in its {split} split"
+        raise ValueError(f"--n-examples must be at most {has}, got {n_examples}")
+    return data.subset(n_examples, sampling, seed)
 
 
 def _radius(data: Data, norm: str) -> float:

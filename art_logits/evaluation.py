@@ -24,10 +24,11 @@ from ._extras import require
 from ._version import __version__
 from .attack import AttackResult, TemperaturePGD
 from .balls import BALLS, get_ball
+from .counting import Counted, spread
 from .data import Data, as_data
 from .models import model_hash
 from .prepare import evaluating
-from .presets import parse_attack
+from .presets import free_name, parse_attack
 from .records import FORMAT, Records, RecordsWriter, check_attack_name, records_schema
 from .types import Model
 
@@ -71,11 +72,12 @@ def evaluate(
     model_name: str | None = None,
     reference_name: str | None = None,
     command: str | None = None,
+    part_size: int | None = None,
 ) -> Records:
     """Attack a model, and a reference if there is one, and record every sample.
 
-    All samples are attacked by all attacks, 512 at a time; each finished part is written before the next
-    one starts. The models come back as they were, also after an exception.
+    All samples are attacked by all attacks, a part of them at a time; each finished part is written before
+    the next one starts. The models come back as they were, also after an exception.
 
     Args:
         model: maps inputs ``(N, ...)`` in the bounds to logits ``(N, C)``; an ``nn.Module``, or a callable.
@@ -84,7 +86,9 @@ def evaluate(
         attacks: one attack or several, named by a mapping or by themselves. An attack is a
             :class:`~art_logits.attack.TemperaturePGD`, a spec for
             :func:`~art_logits.presets.parse_attack`, or a callable ``(model, inputs, labels)`` that returns
-            adversarial inputs or an :class:`~art_logits.attack.AttackResult`.
+            adversarial inputs or an :class:`~art_logits.attack.AttackResult`. One with ``takes_parts = True``
+            gets a whole part, is called as TemperaturePGD is, and returns an AttackResult. What its
+            ``config()`` returns, if it has one, decides whether a run can be resumed.
         reference: a second model with the same classes, attacked in its own right on the same samples.
         bounds: limits of the inputs.
         sample_ids: ``(N,)`` distinct integers; default the data's own.
@@ -100,6 +104,7 @@ def evaluate(
         model_name: for the manifest; default the model's class.
         reference_name: for the manifest; default the reference's class.
         command: for the manifest: how this run was started.
+        part_size: samples per part, which is what an interruption may cost; default 512.
 
     Returns:
         The records, one row per sample in the order of the data.
@@ -110,6 +115,7 @@ def evaluate(
             that differs.
         TypeError: for arguments, outputs or adversarial inputs of a wrong type.
         FileExistsError: if ``out`` holds something else, or a run and ``resume`` is false.
+        BlockingIOError: if another process is writing to ``out``.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     >>> images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -131,7 +137,8 @@ def evaluate(
             subjects.append(_Subject("reference.", reference, "reference"))
         stack.enter_context(_placed([s.model for s in subjects], device))
         stack.enter_context(evaluating(*(s.model for s in subjects)))
-        run = _Run(samples, subjects, named, batch_size, norm, _count_classes(subjects, samples))
+        size = PART_SIZE if part_size is None else _checks.integer("part_size", part_size, at_least=1)
+        run = _Run(samples, subjects, named, batch_size, norm, _count_classes(subjects, samples), size)
         names = (model_name, reference_name)
         manifest = {
             "format": FORMAT,
@@ -140,6 +147,8 @@ def evaluate(
             "command": command,
         }
         writer = None if out is None else RecordsWriter(Path(out), manifest, resume=resume)
+        if writer is not None:
+            stack.callback(writer.close)
         return _collect(run, writer, manifest, progress)
 
 
@@ -197,11 +206,13 @@ class _Run:
     batch_size: int
     norm: str
     classes: int
+    part_size: int
 
     @property
     def parts(self) -> list[slice]:
         """Rows of each part."""
-        return [slice(i, min(i + PART_SIZE, len(self.data))) for i in range(0, len(self.data), PART_SIZE)]
+        starts = range(0, len(self.data), self.part_size)
+        return [slice(start, min(start + self.part_size, len(self.data))) for start in starts]
 
 
 def _samples(data: object, bounds: tuple[float, float], ids: Any) -> Data:
@@ -223,7 +234,7 @@ def _named_attacks(attacks: Attacks, **defaults: Any) -> dict[str, Attack]:
         raise ValueError("attacks must hold at least one attack, got none")
     named: dict[str, Attack] = {}
     for name, attack in pairs:
-        named[_free_name(check_attack_name(name), named)] = attack
+        named[free_name(check_attack_name(name), named)] = attack
     return named
 
 
@@ -243,15 +254,6 @@ def _one_attack(attack: object, **defaults: Any) -> tuple[str, Attack]:
             f"(model, inputs, labels), got {type(attack).__name__}"
         )
     return _qualified_name(attack).rpartition(".")[2].strip("<>"), attack
-
-
-def _free_name(name: str, taken: Mapping[str, object]) -> str:
-    """The name, or where it is taken with the first free number from 2."""
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}-{number}", number + 1
-    return free
 
 
 def _qualified_name(thing: object) -> str:
@@ -325,7 +327,7 @@ def _identity(
         "bounds": list(run.data.bounds),
         "norm": run.norm,
         "seed": seed,
-        "part_size": PART_SIZE,
+        "part_size": run.part_size,
     }
 
 
@@ -333,7 +335,8 @@ def _config(attack: Attack) -> dict[str, Any]:
     """What an attack says of itself."""
     if isinstance(attack, TemperaturePGD):
         return attack.config()
-    return {"callable": f"{getattr(attack, '__module__', '')}.{_qualified_name(attack)}"}
+    described = {"callable": f"{getattr(attack, '__module__', '')}.{_qualified_name(attack)}"}
+    return {**described, **attack.config()} if hasattr(attack, "config") else described
 
 
 def _versions() -> dict[str, str]:
@@ -447,8 +450,9 @@ def _attacked(
     """Call an attack on a part, in batches where it does not make its own."""
     device, dtype = subject.home()
     inputs, labels, ids = part[0].to(device, dtype), part[1].to(device), part[2]
-    if isinstance(attack, TemperaturePGD):
+    if isinstance(attack, TemperaturePGD) or getattr(attack, "takes_parts", False):
         result = attack(subject.model, inputs, labels, ids, batch_size=run.batch_size)
+        _check_shape(name, result.adv_inputs, inputs)
         return _from_result(result)
     chunks = zip(torch.split(inputs, run.batch_size), torch.split(labels, run.batch_size), strict=True)
     found = [_call(subject, name, attack, x, y) for x, y in chunks]
@@ -466,7 +470,7 @@ def _from_result(result: AttackResult) -> _Found:
 
 def _call(subject: _Subject, name: str, attack: Attack, inputs: Tensor, labels: Tensor) -> _Found:
     """Call someone else's attack on one batch, counting what it asks of the model."""
-    counted = _Counted(subject.model).eval()
+    counted = Counted(subject.model).eval()
     # Copies: nothing keeps an attack from working in place.
     with torch.enable_grad():
         result = attack(counted, inputs.clone(), labels.clone())
@@ -475,7 +479,7 @@ def _call(subject: _Subject, name: str, attack: Attack, inputs: Tensor, labels: 
         return _from_result(result)
     _check_shape(name, result, inputs)
     zeros = torch.zeros(len(inputs), dtype=torch.int64)
-    forwards, backwards = (_spread(total, len(inputs)) for total in (counted.forwards, counted.backwards))
+    forwards, backwards = (spread(total, len(inputs)) for total in (counted.forwards, counted.backwards))
     return _Found(result.detach().cpu(), forwards, backwards, zeros)
 
 
@@ -491,39 +495,6 @@ def _check_shape(name: str, adv_inputs: object, inputs: Tensor) -> None:
             f"attack {name!r} must return inputs of shape {tuple(inputs.shape)}, "
             f"got {tuple(adv_inputs.shape)}"
         )
-
-
-def _spread(total: int, count: int) -> Tensor:
-    """Share a batch's passes among its samples, so that the sum stays right."""
-    shares = torch.full((count,), total // count)
-    shares[: total % count] += 1
-    return shares
-
-
-class _Counted(nn.Module):
-    """The model as someone else's attack sees it: counts the samples that go forward and backward."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits = self.model(inputs)
-        self.forwards += len(inputs)
-        if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        return logits
-
-    def _count_backward(self, grad: Tensor) -> None:
-        self.backwards += len(grad)
 
 
 def _checked_distance(attack: Attack, name: str, inputs: Tensor, adv_inputs: Tensor, run: _Run) -> Tensor:

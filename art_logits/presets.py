@@ -1,16 +1,32 @@
-"""Attacks by name: ``pgd``, ``temperature-pgd:steps=50,restarts=2``."""
+"""Attacks by name: ``pgd``, ``temperature-pgd:steps=50,restarts=2``, ``torchattacks:PGD``.
+
+Those of hosts are made by the plugins, which are imported when a spec asks for one.
+"""
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from . import _checks
 from .attack import TemperaturePGD
+from .balls import BALLS
 
-__all__ = ["ATTACKS", "parse_attack", "parse_attacks", "parse_number"]
+__all__ = [
+    "ATTACKS",
+    "HOSTS",
+    "Threat",
+    "free_name",
+    "parse_attack",
+    "parse_attacks",
+    "parse_number",
+    "read_boolean",
+    "read_integer",
+    "unknown_option",
+]
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(/\d+\.?\d*)?")
 
@@ -41,13 +57,23 @@ def parse_number(text: str) -> float:
     return value
 
 
-def _integer(text: str) -> int:
+def read_integer(text: str) -> int:
+    """Read an integer.
+
+    Raises:
+        ValueError: if the text is none.
+    """
     if not re.fullmatch(r"[+-]?\d+", text):
         raise ValueError(f"expected an integer, got {text!r}")
     return int(text)
 
 
-def _boolean(text: str) -> bool:
+def read_boolean(text: str) -> bool:
+    """Read ``true`` or ``false``, in upper or lower case.
+
+    Raises:
+        ValueError: if the text is neither.
+    """
     if text.lower() not in {"true", "false"}:
         raise ValueError(f"expected true or false, got {text!r}")
     return text.lower() == "true"
@@ -61,17 +87,20 @@ def _number_or_word(text: str) -> float | str:
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "eps": parse_number,
     "norm": str,
-    "steps": _integer,
+    "steps": read_integer,
     "step_size": _number_or_word,
     "temperature": _number_or_word,
     "loss": str,
-    "restarts": _integer,
-    "random_start": _boolean,
-    "stop_on_success": _boolean,
+    "restarts": read_integer,
+    "random_start": read_boolean,
+    "stop_on_success": read_boolean,
     "keep": str,
-    "seed": _integer,
+    "seed": read_integer,
     "momentum": parse_number,
 }
+
+# What every attack can be told.
+_THREAT = {key: _OPTIONS[key] for key in ("norm", "eps", "seed")}
 
 
 def _pgd_options(eps: float) -> dict[str, Any]:
@@ -92,18 +121,45 @@ ATTACKS: dict[str, Callable[[float], dict[str, Any]]] = {
 """Name of each preset, to its arguments of :class:`TemperaturePGD` at a radius."""
 
 
+HOSTS: dict[str, str] = {
+    "torchattacks": "art_logits.plugins.torchattacks_specs",
+    "art": "art_logits.plugins.art.specs",
+}
+"""Prefix of the attacks of each host, to the module that makes them."""
+
+
+class Threat(NamedTuple):
+    """What every attack is told by the evaluation, where its spec does not say otherwise.
+
+    Attributes:
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        eps: radius, in the unit of the inputs.
+        bounds: limits of the inputs.
+        seed: of everything random.
+    """
+
+    norm: str
+    eps: float
+    bounds: tuple[float, float]
+    seed: int
+
+
 def parse_attack(
     spec: str, *, norm: str, eps: float, bounds: tuple[float, float] = (0.0, 1.0), seed: int = 0
-) -> tuple[str, TemperaturePGD]:
+) -> tuple[str, Callable[..., Any]]:
     """Read an attack spec, ``NAME[:key=value,...]``.
 
-    Names: ``pgd``, the field's PGD-20 (cross-entropy, step eps / 4, random start), and ``temperature-pgd``,
-    the defaults of :class:`TemperaturePGD`. Like every attack here, both stop a sample at its first success
-    and otherwise keep the best iterate. Keys: the fields of :class:`TemperaturePGD` except ``bounds`` and
-    ``targeted``; values are numbers (also ``8/255``), words, or ``true`` and ``false``.
+    Names:
+        ``pgd``, the field's PGD-20 (cross-entropy, step eps / 4, random start), and ``temperature-pgd``, the
+        defaults of :class:`TemperaturePGD`. Like every attack here, both stop a sample at its first success
+        and otherwise keep the best iterate. Keys: the fields of :class:`TemperaturePGD` except ``bounds``
+        and ``targeted``.
+        ``torchattacks:CLASS`` and ``art:CLASS``, attacks of these hosts. Keys: ``norm``, ``eps``, ``seed``
+        and the class's own, such as ``torchattacks:PGD:steps=50,random_start=false``.
 
-    The name for results is the spec itself without spaces, and with ``_`` for each ``.``, because a dot
-    separates an attack from its columns in the records: ``pgd:eps=0.1`` is called ``pgd:eps=0_1``.
+    Values are numbers (also ``8/255``), words, or ``true`` and ``false``. The name for results is the spec
+    itself without spaces, and with ``_`` for each ``.``, because a dot separates an attack from its columns
+    in the records: ``pgd:eps=0.1`` is called ``pgd:eps=0_1``.
 
     Args:
         spec: the attack.
@@ -113,9 +169,11 @@ def parse_attack(
         seed: of the random starts, where the spec says none.
 
     Returns:
-        The name for results, and the attack.
+        The name for results, and the attack: a :class:`TemperaturePGD`, or a callable ``(model, inputs,
+        labels)`` with ``norm``, ``eps`` and ``config()``.
 
     Raises:
+        ImportError: the host is not installed; the message says how to install it.
         ValueError: for an unknown name or key (naming the nearest), a value of a wrong kind, a key given
             twice, or a norm given without its eps.
         TypeError: as :class:`TemperaturePGD` raises.
@@ -125,60 +183,132 @@ def parse_attack(
     ('pgd:steps=50,eps=4/255', 50, True, True)
     """
     compact = "".join(spec.split())
-    preset, colon, text = compact.partition(":")
-    if preset not in ATTACKS:
-        near = _checks.nearest(preset, ATTACKS)
-        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {spec!r}{near}")
-    options = _parse_options(text, spec) if colon else {}
+    head, colon, text = compact.partition(":")
+    make = _maker(head, spec)
+    kind = ""
+    if head in HOSTS:
+        kind, colon, text = text.partition(":")
+        if not kind:
+            raise ValueError(f"attack {spec!r}: name the class too, as {head}:CLASS")
+    options = _split_options(text, spec) if colon else {}
     if options.get("norm", norm) != norm and "eps" not in options:
         raise ValueError(f"attack {spec!r} changes the norm and must give its eps too: norm=...,eps=...")
-    options = {"norm": norm, "eps": eps, "seed": seed, **options}
-    arguments = {**ATTACKS[preset](options["eps"]), "bounds": bounds, **options}
+    attack = make(kind or head, options, Threat(norm, eps, bounds, seed), spec)
+    return compact.replace(".", "_"), attack
+
+
+#: Class or preset, options as text, threat, spec -> the attack.
+_Maker = Callable[[str, dict[str, str], Threat, str], Callable[..., Any]]
+
+
+def _maker(head: str, spec: str) -> _Maker:
+    """What makes the attacks of a name, or of a host."""
+    if head in ATTACKS:
+        return _own
+    if head in HOSTS:
+        return lambda kind, options, threat, spec: _of_host(head, kind, options, threat, spec)
+    known = [*ATTACKS]
+    hosts = ", ".join(f"{host}:CLASS" for host in HOSTS)
+    near = _checks.nearest(head, [*known, *HOSTS])
+    raise ValueError(f"attack must be one of {', '.join(known)}, {hosts}, got {spec!r}{near}")
+
+
+def _own(preset: str, texts: dict[str, str], threat: Threat, spec: str) -> TemperaturePGD:
+    """One of our presets."""
+    given = _read_options(texts, _OPTIONS, spec)
+    options = {"norm": threat.norm, "eps": threat.eps, "seed": threat.seed, **given}
+    arguments = {**ATTACKS[preset](options["eps"]), "bounds": threat.bounds, **options}
     try:
-        attack = TemperaturePGD(**arguments)
+        return TemperaturePGD(**arguments)
     except (TypeError, ValueError) as error:
         raise type(error)(f"attack {spec!r}: {error}") from error
-    return compact.replace(".", "_"), attack
+
+
+def _of_host(host: str, kind: str, texts: dict[str, str], threat: Threat, spec: str) -> Callable[..., Any]:
+    """An attack class of a host."""
+    threat = _threat(texts, threat, spec)
+    plugin = importlib.import_module(HOSTS[host])
+    attack: Callable[..., Any] = plugin.attack_from_spec(kind, texts, threat=threat, spec=spec)
+    return attack
+
+
+def _threat(texts: dict[str, str], default: Threat, spec: str) -> Threat:
+    """Norm, radius and seed of a spec, which are taken out of its options."""
+    texts_of_threat = {key: texts.pop(key) for key in _THREAT if key in texts}
+    given = _read_options(texts_of_threat, _THREAT, spec)
+    threat = default._replace(**given)
+    try:
+        _checks.choice("norm", threat.norm, BALLS)
+        _checks.number("eps", threat.eps, at_least=0.0)
+        _checks.integer("seed", threat.seed, at_least=0)
+    except ValueError as error:
+        raise ValueError(f"attack {spec!r}: {error}") from error
+    return threat
 
 
 def parse_attacks(
     specs: Iterable[str], *, norm: str, eps: float, bounds: tuple[float, float] = (0.0, 1.0), seed: int = 0
-) -> dict[str, TemperaturePGD]:
+) -> dict[str, Callable[..., Any]]:
     """Read several specs, see :func:`parse_attack`.
 
     Returns:
-        Attacks by their names for results, in the order given.
+        Attacks by their names for results, in the order given; of two with one name the second gets a number.
 
     Raises:
-        ValueError: if there are none, two are the same, or as :func:`parse_attack` raises.
+        ValueError: if there are none, or as :func:`parse_attack` raises.
         TypeError: as :func:`parse_attack` raises.
     """
-    attacks: dict[str, TemperaturePGD] = {}
+    attacks: dict[str, Callable[..., Any]] = {}
     for spec in specs:
         name, attack = parse_attack(spec, norm=norm, eps=eps, bounds=bounds, seed=seed)
-        if name in attacks:
-            raise ValueError(f"attack {spec!r} was given twice: give each attack once")
-        attacks[name] = attack
+        attacks[free_name(name, attacks)] = attack
     if not attacks:
         raise ValueError("attacks must name at least one attack, got none")
     return attacks
 
 
-def _parse_options(text: str, spec: str) -> dict[str, Any]:
-    """The ``key=value`` pairs of a spec, each read as its field demands."""
-    options: dict[str, Any] = {}
+def free_name(name: str, taken: Container[str]) -> str:
+    """The name, or where it is taken with the first free number from 2.
+
+    >>> free_name("pgd", {"pgd", "pgd-2"})
+    'pgd-3'
+    """
+    number, free = 2, name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def _split_options(text: str, spec: str) -> dict[str, str]:
+    """The ``key=value`` pairs of a spec."""
+    options: dict[str, str] = {}
     for pair in text.split(","):
         key, equals, value = pair.partition("=")
         if not equals or not value:
             raise ValueError(f"attack {spec!r}: expected key=value after the colon, got {pair!r}")
-        if key not in _OPTIONS:
-            near = _checks.nearest(key, _OPTIONS)
-            known = ", ".join(_OPTIONS)
-            raise ValueError(f"attack {spec!r}: the option must be one of {known}, got {key!r}{near}")
         if key in options:
             raise ValueError(f"attack {spec!r}: the option {key!r} was given twice")
+        options[key] = value
+    return options
+
+
+def _read_options(
+    texts: Mapping[str, str], known: Mapping[str, Callable[[str], Any]], spec: str
+) -> dict[str, Any]:
+    """Options as their fields demand."""
+    options: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key not in known:
+            raise ValueError(unknown_option(spec, key, known))
         try:
-            options[key] = _OPTIONS[key](value)
+            options[key] = known[key](text)
         except ValueError as error:
             raise ValueError(f"attack {spec!r}: option {key!r}: {error}") from error
     return options
+
+
+def unknown_option(spec: str, key: str, known: Iterable[str]) -> str:
+    """The message for an option that an attack does not have, naming the nearest ones."""
+    known = list(known)
+    near = _checks.nearest(key, known)
+    return f"attack {spec!r}: the option must be one of {', '.join(known)}, got {key!r}{near}"

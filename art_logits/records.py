@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_logits._extras import require
+from art_logits._files import LOCK, FolderLock, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ else:
     pa = require("pyarrow", extra="evaluate")
     pq = require("pyarrow.parquet", extra="evaluate")
 
-__all__ = ["FORMAT", "Records", "RecordsWriter", "check_attack_name", "records_schema", "write_atomically"]
+__all__ = ["FORMAT", "Records", "RecordsWriter", "check_attack_name", "records_schema"]
 
 FORMAT = 1
 """Version of the layout on disk; a reader refuses every other."""
@@ -114,28 +115,6 @@ def records_schema(attacks: Sequence[str], num_classes: int, *, reference: bool 
                 (f"{name}.zero_gradients", pa.int32()),
             ]
     return pa.schema(fields)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all.
-
-    Args:
-        path: the file; an existing one is replaced.
-        data: its content.
-
-    Raises:
-        OSError: the folder is missing, is not writable, or the disk is full; the old file is then untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            # Without it a power cut can leave the new name on an empty file.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Records:
@@ -408,6 +387,8 @@ class RecordsWriter:
 
     Raises:
         FileExistsError: ``out`` is a file, holds other files, or holds a run and ``resume`` is false.
+        BlockingIOError: another process is writing to ``out``.
+        OSError: ``out`` cannot be written to.
         TypeError: ``manifest`` cannot be written as JSON.
         ValueError: the run in ``out`` has another identity or format; the message says in what it differs.
     """
@@ -415,12 +396,22 @@ class RecordsWriter:
     def __init__(self, out: Path, manifest: Mapping[str, Any], *, resume: bool) -> None:
         self.out = Path(out)
         self.manifest = _plain({**manifest, "format": FORMAT, "complete": False})
-        if self._continues(resume):
-            self._adopt(_read_manifest(self.out))
-        else:
-            (self.out / _FOLDER).mkdir(parents=True, exist_ok=True)
-            self._write_manifest()
-        self._clean()
+        continues = self._continues(resume)
+        self._make_folder()
+        self._lock = FolderLock(self.out)
+        try:
+            if continues:
+                self._adopt(_read_manifest(self.out))
+            else:
+                self._write_manifest()
+            self._clean()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes write to the folder; a second call does nothing."""
+        self._lock.release()
 
     @property
     def finished_parts(self) -> set[int]:
@@ -461,6 +452,7 @@ class RecordsWriter:
         _check_rows(self.out, records)
         self.manifest = _plain({**self.manifest, "passes": dict(passes), "complete": True})
         self._write_manifest()
+        self.close()
         records.manifest = dict(self.manifest)
         return records
 
@@ -495,8 +487,18 @@ class RecordsWriter:
         changed = _differences(stored.get("versions"), self.manifest.get("versions"))
         if changed:
             _log.warning("resuming a run of other versions: %s", "; ".join(changed))
-        (self.out / _FOLDER).mkdir(exist_ok=True)
         self.manifest = stored
+
+    def _make_folder(self) -> None:
+        """The folder of the records, or an error that names the option."""
+        try:
+            (self.out / _FOLDER).mkdir(parents=True, exist_ok=True)
+            if not os.access(self.out, os.W_OK | os.X_OK):
+                raise PermissionError(None, "Permission denied")
+        except OSError as error:
+            raise type(error)(
+                f"out: {self.out} cannot be written to ({error.strerror}); choose another --out"
+            ) from error
 
     def _clean(self) -> None:
         """Remove what an interrupted write left behind."""
@@ -617,7 +619,7 @@ def _is_debris(path: Path) -> bool:
     """Whether ``path`` is what a run leaves that was interrupted before its manifest was there."""
     if path.name == _FOLDER and path.is_dir():
         return all(_TEMPORARY.fullmatch(child.name) for child in path.iterdir())
-    return bool(_TEMPORARY.fullmatch(path.name))
+    return path.name == LOCK or bool(_TEMPORARY.fullmatch(path.name))
 
 
 def _plain(manifest: Mapping[str, Any]) -> dict[str, Any]:

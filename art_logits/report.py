@@ -19,6 +19,7 @@ import numpy as np
 
 from art_logits import figures
 from art_logits._extras import require
+from art_logits._files import write_atomically
 from art_logits._text import aligned, interval, middle, percent, printable, width
 from art_logits.analysis import (
     ClasswiseReport,
@@ -28,7 +29,7 @@ from art_logits.analysis import (
     logit_report,
     summarize,
 )
-from art_logits.records import ModelName, Records, write_atomically
+from art_logits.records import ModelName, Records
 
 if TYPE_CHECKING:
     import jinja2

@@ -11,8 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -24,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import _checks
+from ._files import locked, replacing
 from .attack import TemperaturePGD
 from .data import Data, as_data
 from .prepare import evaluating
@@ -180,6 +180,7 @@ def fit(
         ValueError: an argument out of its range, or a checkpoint made by another recipe.
         FloatingPointError: the loss became NaN or infinite; the last epoch's checkpoint is kept.
         FileExistsError: ``out`` already holds a training run and ``resume`` is not set.
+        BlockingIOError: another process is training into ``out``.
     """
     train, held_out = as_data(data), None if validation is None else as_data(validation)
     device = next(model.parameters()).device if device is None else torch.device(device)
@@ -206,11 +207,12 @@ def fit(
     )
     run = _Run(model, recipe, train, device, folder)
     run.prepare_folder(resume=resume)
-    while run.epoch < recipe.epochs:
-        run.train_epoch(progress=progress)
-        run.validate(held_out)
-        run.save()
-    run.finish()
+    with locked(folder):
+        while run.epoch < recipe.epochs:
+            run.train_epoch(progress=progress)
+            run.validate(held_out)
+            run.save()
+        run.finish()
     return run.history
 
 
@@ -345,7 +347,7 @@ class _Run:
             "history": self.history.rows,
             "epoch": self.epoch,
         }
-        with _replacing(self.out / CHECKPOINT) as path:
+        with replacing(self.out / CHECKPOINT) as path:
             torch.save(state, path)
 
     def train_epoch(self, *, progress: bool) -> None:
@@ -432,9 +434,9 @@ class _Run:
         from ._extras import require
 
         save_file = require("safetensors.torch", extra="evaluate").save_file
-        with _replacing(self.out / WEIGHTS) as path:
+        with replacing(self.out / WEIGHTS) as path:
             save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, path)
-        with _replacing(self.out / HISTORY) as path:
+        with replacing(self.out / HISTORY) as path:
             path.write_text(
                 json.dumps({"recipe": self.recipe.to_json(), "epochs": self.history.rows}, indent=1)
             )
@@ -474,14 +476,3 @@ def _accuracies(
             clean += int((model(inputs).argmax(dim=1) == labels).sum())
         robust += int((~attack(model, inputs, labels, data.ids[chunk]).success).sum())
     return clean / len(data), robust / len(data)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Write to a temporary name beside ``path`` and rename, so that nobody sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

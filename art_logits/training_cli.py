@@ -10,6 +10,7 @@ import torch
 
 from . import _checks
 from ._extras import require
+from .cli_options import Crop, DataDir, Device, Download, Eps, Norm, Resize
 
 typer = require("typer", extra="evaluate")
 
@@ -23,18 +24,14 @@ def train(
     validation: Annotated[
         str | None, typer.Option(help="Data spec to measure after each epoch. [default: --data's test split]")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of torchvision's files. [default: data]")
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision download them.")] = False,
-    resize: Annotated[
-        int | None, typer.Option(help="Scale images' shorter side to this and cut the middle square.")
-    ] = None,
-    crop: Annotated[int | None, typer.Option(help="Cut the middle N x N pixels, after --resize.")] = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    resize: Resize = None,
+    crop: Crop = None,
     n_validation: Annotated[int, typer.Option(help="Class-balanced subset of the validation data.")] = 512,
     method: Annotated[str, typer.Option(help="pgd-at, trades or standard.")] = "pgd-at",
-    norm: Annotated[str, typer.Option(help="Linf, L2 or L1.")] = "Linf",
-    eps: Annotated[str | None, typer.Option(help="Radius, e.g. 8/255. [default: by data and norm]")] = None,
+    norm: Norm = "Linf",
+    eps: Eps = None,
     steps: Annotated[int, typer.Option(help="Steps of the inner attack.")] = 5,
     step_size: Annotated[str | None, typer.Option(help="Their length. [default: eps / 2]")] = None,
     temperature: Annotated[str, typer.Option(help="Temperature of the inner attack, or gap.")] = "1",
@@ -46,7 +43,7 @@ def train(
     ema: Annotated[float, typer.Option(help="Decay of the weight average per step; 0 for none.")] = 0.995,
     augment: Annotated[str, typer.Option(help="none, shift or crop-flip.")] = "none",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of initialisation, order, augmentation, random starts.")] = 0,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
 ) -> None:

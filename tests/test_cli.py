@@ -162,6 +162,14 @@ def test_the_default_folder_is_numbered_and_a_given_one_is_not(capsys):
     assert not Path("art-logits-runs/digits-digits-at-4").exists()
 
 
+def test_one_attack_twice_has_two_names(capsys):
+    twice = ["--attack", "pgd:steps=1", "--attack", "pgd:steps=1", "--n-examples", "10", "--out", "run"]
+    code, out, _ = run(capsys, "evaluate", *twice)
+    assert code == 0
+    assert "pgd:steps=1, pgd:steps=1-2" in out
+    assert Records.load("run").attacks == ["pgd:steps=1", "pgd:steps=1-2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -174,14 +182,13 @@ def test_the_default_folder_is_numbered_and_a_given_one_is_not(capsys):
         (["--model", "art_logits.models:resnet_cifar"], "inputs must have shape (N, 3, H, W) for this model"),
         (["--model", "digits-at", "--reference-checkpoint", "weights.pt"], "needs --reference"),
         (["--attack", "pdg"], "did you mean pgd"),
-        (["--attack", "pgd", "--attack", "pgd"], "was given twice"),
         (["--eps", "big"], "expected a number such as 0.1 or 8/255, got 'big'"),
         (["--eps", "-1"], "eps must be a finite number >= 0"),
         (["--norm", "L3"], "norm must be one of"),
         (["--split", "valid"], "split must be one of"),
         (["--sampling", "odd"], "sampling must be one of"),
-        (["--n-examples", "501"], "n must be at most 500"),
-        (["--n-examples", "0"], "n must be at least 1"),
+        (["--n-examples", "501"], "--n-examples must be at most the 500 samples of digits in its test split"),
+        (["--n-examples", "0"], "--n-examples must be at least 1, got 0"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--device", "abacus"], "device must be auto"),
         (["--seed", "-1"], "seed must be at least 0"),

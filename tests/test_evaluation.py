@@ -183,13 +183,44 @@ def test_passes_of_foreign_attacks_are_counted():
     assert records.manifest["passes"]["model"] == {"forwards": 20, "backwards": 5}
 
 
-def test_uneven_passes_keep_their_sum():
-    assert evaluation._spread(7, 3).tolist() == [3, 2, 2]
+class InParts:
+    """An attack that wants whole parts; moves every pixel by a fixed amount."""
+
+    takes_parts = True
+
+    def __init__(self, shift: float = 0.01) -> None:
+        self.shift = shift
+        self.calls: list[tuple[list[int], int | None]] = []
+
+    def config(self) -> dict[str, float]:
+        return {"shift": self.shift}
+
+    def __call__(self, model, inputs, labels, sample_ids=None, *, batch_size=None):
+        self.calls.append((torch.as_tensor(sample_ids).tolist(), batch_size))
+        return TemperaturePGD(eps=self.shift, steps=1)(model, inputs, labels, sample_ids)
 
 
-def test_counted_model_says_what_it_lacks():
-    with pytest.raises(AttributeError, match="nothing"):
-        evaluation._Counted(Linear()).nothing  # noqa: B018
+def test_an_attack_may_take_whole_parts_with_their_ids():
+    attack = InParts()
+    data = samples(7)
+    records = evaluate(
+        Linear(), data, attacks={"a": attack}, batch_size=2, part_size=4, sample_ids=range(10, 17)
+    )
+    assert attack.calls == [([10, 11, 12, 13], 2), ([14, 15, 16], 2)]
+    assert records.manifest["identity"]["part_size"] == 4
+
+
+def test_what_an_attack_says_of_itself_decides_whether_a_run_can_be_resumed(tmp_path):
+    data = samples(3)
+    records = evaluate(Linear(), data, attacks={"a": InParts(0.01)}, out=tmp_path / "run")
+    assert records.manifest["identity"]["attacks"]["a"]["shift"] == 0.01
+    with pytest.raises(ValueError, match=r"attacks\.a\.shift: 0\.01 there, 0\.02 now"):
+        evaluate(Linear(), data, attacks={"a": InParts(0.02)}, out=tmp_path / "run", resume=True)
+
+
+def test_part_size_is_a_positive_integer():
+    with pytest.raises(ValueError, match="part_size must be at least 1"):
+        evaluate(Linear(), samples(3), attacks={"a": InParts()}, part_size=0)
 
 
 def test_attack_may_return_a_result():

@@ -29,10 +29,10 @@ EXTRAS = [
 
 #: From the ground up; a module imports from its own floor and those below. New modules stand on the top.
 FLOORS = [
-    {"types", "_checks", "_extras", "_version"},
+    {"types", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "prepare", "distill", "fairness", "records"},
-    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets"},
+    {"attack", "counting", "prepare", "distill", "fairness", "records"},
+    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "diagnostics"},
     {"evaluation"},
     {"analysis"},
 ]

@@ -73,7 +73,8 @@ def test_the_step_follows_the_specs_own_eps():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("pdg", r"attack must be one of pgd, temperature-pgd, got 'pdg' \(did you mean pgd"),
+        ("pdg", r"attack must be one of pgd, .*torchattacks:CLASS, art:CLASS, got 'pdg' \(did you mean pgd"),
+        ("torchatacks:PGD", r"attack must be one of .* \(did you mean torchattacks"),
         ("pgd:step=3", r"the option must be one of eps, .* got 'step' \(did you mean steps"),
         ("pgd:bounds=3", "the option must be one of"),
         ("pgd:", "expected key=value after the colon, got ''"),
@@ -98,7 +99,8 @@ def test_bad_specs(spec, message):
 def test_several_specs_have_distinct_names():
     attacks = parse_attacks(["pgd", "pgd:steps=50", "temperature-pgd"], **THREAT)
     assert list(attacks) == ["pgd", "pgd:steps=50", "temperature-pgd"]
-    with pytest.raises(ValueError, match="'pgd ' was given twice"):
-        parse_attacks(["pgd", "pgd "], **THREAT)
+    twice = parse_attacks(["pgd", "pgd ", "pgd:seed=3", "pgd"], **THREAT)
+    assert list(twice) == ["pgd", "pgd-2", "pgd:seed=3", "pgd-3"]
+    assert twice["pgd"] == twice["pgd-2"]
     with pytest.raises(ValueError, match="at least one attack"):
         parse_attacks([], **THREAT)
