@@ -34,13 +34,16 @@ _BLOCK = 2048
 _RESAMPLES = 1000
 
 
-def reference_differences(records: Records, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def reference_differences(
+    records: Records, *, level: float = 0.95, seed: int = 0, logit: LogitReport | None = None
+) -> pd.DataFrame:
     """Mean difference between model and reference on the same samples, with a paired bootstrap interval.
 
     Args:
         records: of an evaluation with a reference.
         level: coverage, in ``(0, 1)``.
         seed: of the 1000 resamples; the interval is their percentiles.
+        logit: of :func:`~art_logits.analysis.logit_report` of these records, where it is at hand already.
 
     Returns:
         Columns ``condition, quantity, difference, low, high``: model minus reference, in the quantity's unit.
@@ -51,7 +54,7 @@ def reference_differences(records: Records, *, level: float = 0.95, seed: int = 
     """
     if not 0 < level < 1:
         raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
-    samples = _with_reference(records).samples
+    samples = _with_reference(records, logit).samples
     rows = []
     for condition, quantities in samples["model"].items():
         for quantity, values in quantities.items():
@@ -63,11 +66,12 @@ def reference_differences(records: Records, *, level: float = 0.95, seed: int = 
     return frame
 
 
-def confidence_correlation(records: Records) -> pd.DataFrame:
+def confidence_correlation(records: Records, *, logit: LogitReport | None = None) -> pd.DataFrame:
     """Are model and reference confident on the same samples?
 
     Args:
         records: of an evaluation with a reference.
+        logit: of :func:`~art_logits.analysis.logit_report` of these records, where it is at hand already.
 
     Returns:
         One row per condition that has samples: ``condition``, then the fields of
@@ -76,7 +80,7 @@ def confidence_correlation(records: Records) -> pd.DataFrame:
     Raises:
         ValueError: there is no reference.
     """
-    samples = _with_reference(records).samples
+    samples = _with_reference(records, logit).samples
     rows = [
         {
             "condition": condition,
@@ -91,7 +95,9 @@ def confidence_correlation(records: Records) -> pd.DataFrame:
     return frame
 
 
-def wrong_class_agreement(records: Records, *, bins: int = 4) -> pd.DataFrame:
+def wrong_class_agreement(
+    records: Records, *, bins: int = 4, logit: LogitReport | None = None
+) -> pd.DataFrame:
     """Do model and reference order the wrong classes of a clean sample alike?
 
     Per sample, Spearman's rho between the two models' logits of the ``C - 1`` classes other than the label.
@@ -99,6 +105,7 @@ def wrong_class_agreement(records: Records, *, bins: int = 4) -> pd.DataFrame:
     Args:
         records: of an evaluation with a reference.
         bins: groups of samples of equal size by the model's confidence, from low to high.
+        logit: of :func:`~art_logits.analysis.logit_report` of these records, where it is at hand already.
 
     Returns:
         Columns ``confidence_low, confidence_high, n, agreement``: the mean rho of all samples first, then of
@@ -109,7 +116,7 @@ def wrong_class_agreement(records: Records, *, bins: int = 4) -> pd.DataFrame:
     """
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
-    confidence = _with_reference(records).samples["model"]["clean"]["confidence"]
+    confidence = _with_reference(records, logit).samples["model"]["clean"]["confidence"]
     agreement = _agreement(records)
     groups = np.array_split(np.argsort(confidence, kind="stable"), bins)
     rows = [
@@ -122,12 +129,15 @@ def wrong_class_agreement(records: Records, *, bins: int = 4) -> pd.DataFrame:
     return frame
 
 
-def fall_predictors(records: Records, model: ModelName = "model") -> pd.DataFrame:
+def fall_predictors(
+    records: Records, model: ModelName = "model", *, logit: LogitReport | None = None
+) -> pd.DataFrame:
     """Which clean logit statistic tells whether an attack will turn a sample?
 
     Args:
         records: of an evaluation.
         model: ``"model"`` or ``"reference"``.
+        logit: of :func:`~art_logits.analysis.logit_report` of these records, where it is at hand already.
 
     Returns:
         One row for all classes (an empty ``class``) and one per class: ``class``, ``n`` (samples that are
@@ -140,7 +150,7 @@ def fall_predictors(records: Records, model: ModelName = "model") -> pd.DataFram
         ValueError: there is no such model.
     """
     records.prefix(model)  # refuses a model that is not there
-    values = logit_report(records).samples[model]["clean"]
+    values = (logit or logit_report(records)).samples[model]["clean"]
     right, stands = records.correct(model), records.robust(model)
     labels = records.column("label")
     rows = [_predictor_row("", right, stands, values)]
@@ -150,9 +160,9 @@ def fall_predictors(records: Records, model: ModelName = "model") -> pd.DataFram
     return frame
 
 
-def _with_reference(records: Records) -> LogitReport:
+def _with_reference(records: Records, logit: LogitReport | None) -> LogitReport:
     records.prefix("reference")  # refuses records without one
-    return logit_report(records)
+    return logit or logit_report(records)
 
 
 def _mean_interval(values: Floats, level: float, seed: int) -> tuple[float, float]:

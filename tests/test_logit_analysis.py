@@ -127,3 +127,12 @@ def test_refusals(random_table, records):
         reference_differences(records, level=0)
     with pytest.raises(ValueError, match="bins: expected at least 1, got 0"):
         wrong_class_agreement(records, bins=0)
+
+
+def test_a_logit_report_at_hand_is_not_made_again(records, monkeypatch):
+    functions = [reference_differences, confidence_correlation, wrong_class_agreement, fall_predictors]
+    expected = [function(records) for function in functions]
+    logit = logit_report(records)
+    monkeypatch.delattr(logit_analysis, "logit_report")
+    for function, frame in zip(functions, expected, strict=True):
+        assert function(records, logit=logit).equals(frame)
