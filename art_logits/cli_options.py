@@ -26,6 +26,10 @@ Eps: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
+Figures: TypeAlias = Annotated[
+    bool, typer.Option("--figures", help="Also write each figure as PNG and SVG, to the folder's figures/.")
+]
+
 
 class DataOptions(TypedDict):
     """The options of ``load_data`` beside spec and split."""

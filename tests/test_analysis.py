@@ -282,6 +282,79 @@ def test_logit_frame_and_csv(records, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "logits.csv"), frame)
 
 
+def test_quantities_of_three_classes_by_hand(make_table, make_manifest):
+    # Cats 2 and 4, a dog 3, no frogs; the attack takes one from the winner of each and gives it to the next.
+    clean = [[2, 0, 0], [4, 1, 0], [0, 3, 0]]
+    attacked = [[1, 1, 0], [3, 2, 0], [1, 2, 0]]
+    table = make_table([0, 0, 1], clean, {"pgd": attacked})
+    report = logit_report(Records(table, make_manifest(class_names=["cat", "dog", "frog"])))
+    frame = report.by_class().set_index(["model", "condition", "quantity", "class"])
+    assert len(frame) == 2 * 5 * 3
+    cats = frame.loc[("model", "clean", "max_logit", "cat")]
+    assert cats.tolist() == approx([2, 3, 1, 2.1, 3, 3.9])  # n, mean, std, quantiles
+    assert frame.loc[("model", "adversarial", "logit_gap", "cat"), "mean"] == approx(0.5)
+    assert frame.loc[("model", "adversarial", "margin", "dog")].tolist() == approx([1, 1, 0, 1, 1, 1])
+    dog = 1 / (1 + 2 * math.exp(-3))
+    assert frame.loc[("model", "clean", "confidence", "dog"), "mean"] == approx(dog)
+    entropy = -dog * math.log(dog) - (1 - dog) * math.log((1 - dog) / 2)
+    assert frame.loc[("model", "clean", "entropy", "dog"), "mean"] == approx(entropy)
+    frogs = frame.loc[("model", "clean", "margin", "frog")]
+    assert frogs["n"] == 0
+    assert frogs.drop("n").isna().all()
+
+
+def test_classes_together_are_the_report(random_table):
+    report = logit_report(Records(random_table(50, 4, reference=True)))
+    parts = report.by_class()
+    parts["sum"] = parts["mean"].fillna(0) * parts["n"]
+    totals = parts.groupby(["model", "condition", "quantity"], sort=False)[["n", "sum"]].sum()
+    whole = report.to_frame().set_index(["model", "condition", "quantity"])
+    assert (totals["n"] == 50).all()
+    assert (totals["sum"] / 50).to_numpy() == approx(whole["mean"].to_numpy())
+
+
+def test_histogram_by_hand(make_table):
+    clean = [[0, 0], [1, 0], [2, 0], [4, 0]]
+    report = logit_report(Records(make_table([0, 0, 0, 0], clean, {})))
+    frame = report.histogram("logit_gap", bins=2)
+    # From the 0.5 % quantile 0.015 to the 99.5 % quantile 3.97, the values beyond them in the outermost bins.
+    assert frame["low"].tolist() == approx([0.015, 1.9925])
+    assert frame["high"].tolist() == approx([1.9925, 3.97])
+    assert frame["count"].tolist() == [2, 2]
+    assert set(frame["condition"]) == {"clean"}
+
+
+def test_histograms_share_their_bins_and_hold_all_samples(random_table):
+    report = logit_report(Records(random_table(60, 3, reference=True)))
+    frame = report.histogram("margin", bins=7)
+    groups = frame.groupby(["model", "condition"])
+    assert groups["count"].sum().tolist() == [60] * 4
+    assert {tuple(group["low"]) for _, group in groups} == {tuple(frame["low"][:7])}
+
+
+def test_extreme_values_are_gathered_in_the_outermost_bins():
+    edges = analysis._edges([np.r_[np.linspace(0, 1, 1000), 1e6]], 40)
+    assert edges[-1] < 1.01
+    assert len(edges) == 41
+
+
+def test_histogram_refuses(records):
+    with pytest.raises(ValueError, match="quantity must be one of max_logit"):
+        logit_report(records).histogram("loss")
+    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+        logit_report(records).histogram("margin", bins=0)
+
+
+def test_sample_frame_is_the_records_row_by_row(records):
+    frame = logit_report(records).sample_frame()
+    assert frame["class"].tolist() == ["cat"] * 4 + ["dog"] * 2
+    assert frame.shape == (6, 1 + 2 * 2 * 5)
+    # Cats are right but for the last.
+    assert frame["model.clean.margin"].tolist() == approx([1, 1, 1, -1, 1, 1])
+    assert "model.adversarial.margin" in frame
+    assert "reference.clean.entropy" in frame
+
+
 def test_without_an_attack_adversarial_is_empty(make_table):
     statistics = logit_report(Records(make_table(LABELS, CLEAN, {}))).statistics()
     assert np.isnan(statistics["model"]["adversarial"]["margin"]).all()
