@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .attack import AttackResult, TemperaturePGD, pgd
 
+# The function takes the name of its module, which the line above has imported.
+from .prepare import prepare
+
 if TYPE_CHECKING:
     from .analysis import ClasswiseReport, Comparison, LogitReport, classwise_report, compare, logit_report
     from .evaluation import evaluate
@@ -41,6 +44,7 @@ __all__ = [
     "evaluate",
     "logit_report",
     "pgd",
+    "prepare",
 ]
 
 

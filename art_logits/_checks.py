@@ -251,6 +251,43 @@ def logits(value: object, count: int) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+def teacher_logits(value: object) -> Tensor:
+    """Return a teacher's logits ``(N, C)``, ``C >= 2``, finite.
+
+    Half-precision logits come back in float32.
+
+    Raises:
+        TypeError: not a floating-point tensor or array.
+        ValueError: another shape, or values that are not finite.
+    """
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"teacher's logits must be a floating-point tensor or array (N, C), got {kind}")
+    if value.ndim != 2 or len(value) == 0 or value.shape[1] < 2:
+        raise ValueError(
+            f"teacher's logits must have shape (N, C) with N >= 1 and C >= 2, got {tuple(value.shape)}"
+        )
+    if not bool(value.isfinite().all()):
+        raise ValueError("teacher's logits must be finite, got NaN or infinity")
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def not_probabilities(logits: Tensor) -> Tensor:
+    """Return the logits ``(N, C)`` of a whole set, unless every row of them is one of probabilities.
+
+    Raises:
+        ValueError: every row holds numbers >= 0 whose sum is 1.
+    """
+    if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            "teacher's logits must be logits, got probabilities (rows of numbers >= 0 with sum 1): give the "
+            "outputs before the softmax, or the logarithm of the probabilities"
+        )
+    return logits
+
+
 def per_sample(name: str, value: object, count: int) -> Tensor:
     """Return what a user's callable gave for ``count`` samples, if it is a tensor ``(N,)``.
 

@@ -80,3 +80,21 @@ def _line(cells: list[str], widths: list[int]) -> str:
         for column, (cell, space) in enumerate(zip(cells, widths, strict=True))
     ]
     return "  ".join(padded)
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign; a dash for NaN.
+
+    >>> points(0.125), points(-0.5)
+    ('+12.5', '-50.0')
+    """
+    return "-" if np.isnan(value) else f"{100 * value:+.1f}"
+
+
+def span(low: float, high: float) -> str:
+    """An interval of numbers that may be negative; a dash for NaN.
+
+    >>> span(-0.5, 0.25)
+    '-0.50 to 0.25'
+    """
+    return "-" if np.isnan(low) else f"{low:.2f} to {high:.2f}"

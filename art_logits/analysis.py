@@ -15,6 +15,7 @@ Definitions used throughout:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from art_logits import _checks
 from art_logits._extras import require
+from art_logits.diagnostics import find_warnings
 from art_logits.functional import classwise, logits
 from art_logits.functional.groups import class_groups
 from art_logits.functional.ranks import RankCorrelation, rank_correlation
@@ -363,25 +365,6 @@ class LogitReport(Tabular):
             for model, conditions in self.samples.items()
         }
 
-    def by_class(self) -> pd.DataFrame:
-        """The same as :meth:`to_frame`, class by class.
-
-        Returns:
-            Columns ``model, condition, quantity, class, n, mean, std, q05, q50, q95``; a class without
-            samples has an ``n`` of 0 and NaN.
-        """
-        frames = [
-            _class_statistics(quantities, self.labels, self.class_names).assign(
-                model=model, condition=condition
-            )
-            for model, conditions in self.samples.items()
-            for condition, quantities in conditions.items()
-            if len(next(iter(quantities.values())))
-        ]
-        columns = ["model", "condition", "quantity", "class", "n", *Statistics._fields]
-        frame: pd.DataFrame = pd.concat(frames, ignore_index=True)[columns]
-        return frame
-
     def histogram(self, quantity: str, *, bins: int = 40) -> pd.DataFrame:
         """Counts of one quantity in bins that all models and conditions share.
 
@@ -455,30 +438,6 @@ class LogitReport(Tabular):
         ]
         frame: pd.DataFrame = pd.DataFrame(rows)
         return frame
-
-
-def _class_statistics(
-    quantities: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64], names: tuple[str, ...]
-) -> pd.DataFrame:
-    """Statistics of every quantity in every class, with a row for classes without samples, too."""
-    values = pd.DataFrame({name: each.astype(np.float64) for name, each in quantities.items()})
-    groups = values.groupby(labels)
-    parts = [groups.mean(), groups.std(ddof=0), *(groups.quantile(q) for q in (0.05, 0.5, 0.95))]
-    every = [part.reindex(range(len(names))) for part in parts]
-    support = np.bincount(labels, minlength=len(names))
-    frames = [
-        pd.DataFrame(
-            {
-                "quantity": quantity,
-                "class": list(names),
-                "n": support,
-                **{key: part[quantity] for key, part in zip(Statistics._fields, every, strict=True)},
-            }
-        )
-        for quantity in quantities
-    ]
-    frame: pd.DataFrame = pd.concat(frames, ignore_index=True)
-    return frame
 
 
 def _edges(series: list[Floats], bins: int) -> Floats:
@@ -611,7 +570,7 @@ def logit_report(records: Records) -> LogitReport:
         nothing of the size of the logits is made.
     """
     models: list[ModelName] = ["model", "reference"] if records.has_reference else ["model"]
-    samples = {model: _model_samples(records, model) for model in models}
+    samples: Samples = {model: _model_samples(records, model) for model in models}
     return LogitReport(samples, records.column("label"), tuple(records.class_names))
 
 
@@ -804,6 +763,7 @@ def summarize(
         ``disparity``, ``tail_10``, ``tail_20``, ``nsd``, ``gini``,
         ``logits.{model, reference}.{clean, adversarial}.{max_logit, logit_gap, margin, confidence}`` with
         ``{mean, std, q05, q50, q95}`` each (``std`` of the population, quantiles interpolated linearly),
+        ``warnings`` (:func:`art_logits.diagnostics.find_warnings`),
         and, where there is a reference, under ``reference`` its own ``clean_accuracy`` to ``gini``.
     """
     classes = classes or classwise_report(records)
@@ -818,6 +778,7 @@ def summarize(
         }
         for model, conditions in logit.statistics().items()
     }
+    summary["warnings"] = [dataclasses.asdict(warning) for warning in find_warnings(records)]
     plain: dict[str, Any] = _without_nan(summary)
     return plain
 

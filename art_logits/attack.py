@@ -4,6 +4,9 @@ There is one attack loop in this project, :meth:`TemperaturePGD._run`; every eva
 and trainer calls it. A sample that is solved leaves the batch at once and the next one takes its place,
 so samples in one batch may stand at different steps and restarts, and none of them notices: a
 sample's result depends on the model, the sample, its label, the config, the seed and its id only.
+
+Gradients may come from a faster version of the model (:mod:`art_logits.prepare`). It proposes: an iterate
+counts once the original model, in float32, has seen it.
 """
 
 from __future__ import annotations
@@ -22,11 +25,20 @@ from torch import Tensor
 from . import _checks
 from . import steps as step_sizes
 from . import temperature as temperatures
+from ._batches import Batches
 from .balls import get_ball
 from .functional.logits import label_margin
 from .losses import get_loss
 from .losses import margin as margin_loss
-from .prepare import evaluating
+from .prepare import (
+    PRECISIONS,
+    Precision,
+    choose_precision,
+    evaluating,
+    full_float32,
+    gradient_model,
+    original_of,
+)
 from .starts import random_points, sample_hashes
 from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
 
@@ -56,7 +68,8 @@ class AttackResult(_Fields):
         margin: ``(N,)``, ``max_{j != y} z_j - z_y`` (targeted: ``z_t - max_{j != t} z_j``), larger =
             more adversarial.
         restart: ``(N,)``, the restart that found it, from 0; -1 where the clean input already did.
-        forwards: ``(N,)``, forward passes spent on the sample, the clean one included.
+        forwards: ``(N,)``, forward passes spent on the sample, the clean one and those that verify an
+            iterate included.
         backwards: ``(N,)``, backward passes spent on the sample.
         zero_gradients: ``(N,)``, at how many steps the loss had a zero or non-finite gradient, and the
             margin's gradient took its place.
@@ -73,7 +86,7 @@ class Step(NamedTuple):
         restart: ``(n,)``, each sample's restart.
         step: ``(n,)``, each sample's own step, counted from 0.
         inputs: ``(n, ...)``, the points.
-        logits: ``(n, C)``, of these points, at T = 1.
+        logits: ``(n, C)``, of these points, at T = 1, from the model that the gradients come from.
         gradient: ``(n, ...)``, the direction of ascent before mask, momentum and norm.
     """
 
@@ -117,6 +130,14 @@ class TemperaturePGD:
         seed: of the random starts.
         momentum: share of the past in each step's direction, >= 0: ``g = momentum * g + grad / ||grad||_1``
             (MI-FGSM, Dong et al. 2018); 0 for none.
+        precision: what gradients are computed in: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16
+            where a short probe finds it faster (:func:`art_logits.prepare.choose_precision`). Success and
+            all that is reported come from the original model in float32 (TF32 is not), whatever this says;
+            a float64 model stays float64.
+        fuse: let the gradients of a model that is large enough for it to pay come from a copy with its batch
+            norms folded into its convolutions and another memory layout (:func:`art_logits.prepare`). The
+            results are those of float32 with other roundings; false, at precision ``"float32"``, for the
+            plain model bit by bit.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -143,6 +164,8 @@ class TemperaturePGD:
     keep: Literal["best", "last"] = "best"
     seed: int = 0
     momentum: float = 0.0
+    precision: Precision = "auto"
+    fuse: bool = True
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -153,8 +176,9 @@ class TemperaturePGD:
             "bounds": _checks.bounds(self.bounds),
             "keep": _checks.choice("keep", self.keep, ("best", "last")),
             "momentum": _checks.number("momentum", self.momentum, at_least=0.0),
+            "precision": _checks.choice("precision", self.precision, PRECISIONS),
         }
-        for flag in ("random_start", "targeted", "stop_on_success"):
+        for flag in ("random_start", "targeted", "stop_on_success", "fuse"):
             checked[flag] = _checks.boolean(flag, getattr(self, flag))
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -186,7 +210,7 @@ class TemperaturePGD:
         targets: Tensor | None = None,
         *,
         mask: Tensor | None = None,
-        batch_size: int | None = None,
+        batch_size: int | Batches | None = None,
         observer: Callable[[Step], None] | None = None,
     ) -> AttackResult:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
@@ -201,7 +225,8 @@ class TemperaturePGD:
             mask: weight >= 0 of each element, of a shape that broadcasts to the inputs; elements of
                 weight 0 stay as they are.
             batch_size: samples in one pass of the model; all of them where absent. It changes speed
-                and memory, not results.
+                and memory, not results, and is halved where the memory does not suffice. Who attacks part
+                after part may share one ``Batches`` among the calls, which remembers what fits.
             observer: called with each :class:`Step`, for a progress bar or a log. It must not change the
                 tensors that it is given.
 
@@ -209,17 +234,29 @@ class TemperaturePGD:
             TypeError: inputs, labels, ids or the model's output are of the wrong type.
             ValueError: they have the wrong shape or range; targets are missing, or given without
                 ``targeted=True``.
+            torch.OutOfMemoryError: not even a single sample fits the memory.
         """
+        model = original_of(model)
         inputs = _checks.inputs(inputs, Bounds(*self.bounds))
         labels = _checks.labels("labels", labels, len(inputs), inputs.device)
         goals = self._goals(labels, targets)
-        count = len(inputs) if batch_size is None else _checks.integer("batch_size", batch_size, at_least=1)
+        if not isinstance(batch_size, Batches):
+            size = len(inputs) if batch_size is None else batch_size
+            batch_size = Batches(_checks.integer("batch_size", size, at_least=1))
         # Inference mode would forbid gradients for good; no_grad is lifted where a gradient is taken.
         with torch.inference_mode(False), evaluating(model):
             ids = sample_hashes(inputs, labels) if sample_ids is None else sample_ids
-            region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask)
-            book = _Book(self, model, region.inputs, goals.clone(), count)
-            return self._run(region, book, count, observer)
+            proxy = self._gradient_model(model, inputs)
+            peaks = proxy is not None and self.keep == "best"
+            region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask, peaks)
+            book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size)
+            return self._run(region, book, observer)
+
+    def _gradient_model(self, model: Model, inputs: Tensor) -> Model | None:
+        precision: str = self.precision
+        if precision == "auto":
+            precision = choose_precision(model, inputs, fuse=self.fuse)
+        return gradient_model(model, inputs, precision, fuse=self.fuse)
 
     def _goals(self, labels: Tensor, targets: Tensor | None) -> Tensor:
         if not self.targeted:
@@ -230,26 +267,25 @@ class TemperaturePGD:
             raise ValueError("targets must be given, one class per input, because targeted=True")
         return _checks.labels("targets", targets, len(labels), labels.device)
 
-    def _run(
-        self, region: _Region, book: _Book, size: int, observer: Callable[[Step], None] | None
-    ) -> AttackResult:
+    def _run(self, region: _Region, book: _Book, observer: Callable[[Step], None] | None) -> AttackResult:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
         waiting = book.open_cases()
         slots = landed = region.start(waiting[:0])
         while len(waiting) or len(slots) or len(landed):
-            free = size - len(slots)
+            free = max(0, book.size - len(slots))
             slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
             if self.steps:
                 logits, grad = book.gradient(slots)
                 if observer is not None:
                     observer(Step(slots.index, slots.restart, slots.step, slots.x, logits, grad))
-                going = ~book.enter(slots, logits, final=False)
-                slots = region.ascend(slots.take(going), grad[going])
+                slots, solved = book.enter(slots, logits)
+                slots = region.ascend(slots.take(~solved), _rows(grad, ~solved))
             done = slots.step >= self.steps
             landed, slots = landed.join(slots.take(done)), slots.take(~done)
-            if len(landed) >= size or not (len(waiting) or len(slots)):
-                # A last iterate needs no gradient: these are evaluated together, forward only.
-                unsolved = ~book.enter(landed, book.forward(landed), final=True)
+            # A last iterate needs no gradient: these are evaluated together, unless others wait for it.
+            idle = not len(waiting) and (not len(slots) or bool((landed.restart + 1 < self.restarts).any()))
+            if len(landed) and (idle or len(landed) >= book.size):
+                unsolved = ~book.land(landed)
                 waiting = torch.cat([waiting, landed.take(unsolved).next_restarts(self.restarts)])
                 landed = landed.take(slice(0))
         return book.result()
@@ -286,6 +322,8 @@ class _Slots:
     """Samples under way, one per row: which sample, in which restart, at which step, at which point.
 
     ``velocity`` is the accumulated direction of a momentum attack, and has no columns in any other.
+    ``peak`` is the best point of this restart that the original model has not seen, ``height`` its margin;
+    where that model gives the gradients too, it has seen them all, and ``peak`` has no columns.
     """
 
     index: Tensor
@@ -293,14 +331,18 @@ class _Slots:
     step: Tensor
     x: Tensor
     velocity: Tensor
+    peak: Tensor
+    height: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
 
     def columns(self) -> tuple[Tensor, ...]:
-        return self.index, self.restart, self.step, self.x, self.velocity
+        return self.index, self.restart, self.step, self.x, self.velocity, self.peak, self.height
 
     def take(self, rows: Tensor | slice) -> _Slots:
+        if isinstance(rows, Tensor) and bool(rows.all()):
+            return self
         return _Slots(*(column[rows] for column in self.columns()))
 
     def join(self, other: _Slots) -> _Slots:
@@ -316,8 +358,10 @@ class _Slots:
 class _Region:
     """Where the attack may go: the ball around each input, within the bounds, on the mask."""
 
-    def __init__(self, attack: TemperaturePGD, inputs: Tensor, ids: SampleIds, mask: Tensor | None) -> None:
-        self.attack, self.inputs, self.ids = attack, inputs, ids
+    def __init__(
+        self, attack: TemperaturePGD, inputs: Tensor, ids: SampleIds, mask: Tensor | None, peaks: bool
+    ) -> None:
+        self.attack, self.inputs, self.ids, self.peaks = attack, inputs, ids, peaks
         self.ball, self.bounds = get_ball(attack.norm), Bounds(*attack.bounds)
         self.lengths = step_sizes.resolve(attack.step_size, attack.steps)
         self.mask = None if mask is None else _checks.mask(mask, inputs)
@@ -349,10 +393,11 @@ class _Region:
             points = random_points(
                 self.ball, x[noisy], seed=self.attack.seed, sample_ids=keys, restarts=restart[noisy].tolist()
             )
-            x[noisy] = self._within(rows, self._masked(rows, points * radius))
-        return _Slots(
-            index, restart, step, x, torch.zeros_like(x) if self.attack.momentum else x.flatten(1)[:, :0]
-        )
+            x[noisy] = self._within(x[noisy], radius, self._masked(rows, points * radius))
+        nothing = x.flatten(1)[:, :0]
+        velocity = torch.zeros_like(x) if self.attack.momentum else nothing
+        height = x.new_full((len(x),), -torch.inf)
+        return _Slots(index, restart, step, x, velocity, x if self.peaks else nothing, height)
 
     def ascend(self, slots: _Slots, grad: Tensor) -> _Slots:
         """One step of steepest ascent, projected onto the ball and then onto the bounds."""
@@ -365,26 +410,40 @@ class _Region:
             # A coordinate stuck at a bound would waste its part of an L2 or L1 step.
             lower, upper = self.bounds
             grad = grad.masked_fill(((slots.x <= lower) & (grad < 0)) | ((slots.x >= upper) & (grad > 0)), 0)
-        step = self._masked(rows, self.lengths.at(slots.step, self.unit[rows]) * self.ball.steepest(grad))
-        x = self._within(rows, slots.x + step - self.inputs[rows])
+        # In place where nobody else holds the tensor: allocating one costs more than filling it.
+        step = self.ball.steepest(grad).mul_(self.lengths.at(slots.step, self.unit[rows]))
+        base = self.inputs[rows]
+        delta = self._masked(rows, step).add_(slots.x).sub_(base)
+        x = self._within(base, self.eps[rows], delta)
         return replace(slots, step=slots.step + 1, x=x, velocity=velocity)
 
-    def _within(self, rows: Tensor, delta: Tensor) -> Tensor:
-        x = self.inputs[rows] + self.ball.project(delta, self.eps[rows])
+    def _within(self, base: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
+        """The nearest points of the ball, then of the bounds; overwrites ``delta``."""
+        x = self.ball.project(delta, eps).add_(base)
         lower, upper = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in self.bounds)
-        return x.clamp(lower, upper)
+        return x.clamp_(lower, upper)
 
     def _masked(self, rows: Tensor, values: Tensor) -> Tensor:
         return values if self.mask is None else values * self.mask[rows]
 
 
 class _Book:
-    """The best result of each sample so far, and the passes of the model that it took."""
+    """The best result of each sample so far, and the passes of the model that it took.
+
+    Only what the original model has seen is written down. Where another one gives the gradients, its logits
+    tell which iterates are worth that pass: those it calls a success, and the best of each restart.
+    """
 
     def __init__(
-        self, attack: TemperaturePGD, model: Model, inputs: Tensor, goals: Tensor, size: int
+        self,
+        attack: TemperaturePGD,
+        model: Model,
+        proxy: Model | None,
+        inputs: Tensor,
+        goals: Tensor,
+        batches: Batches,
     ) -> None:
-        self.attack, self.model, self.goals, self.size = attack, model, goals, size
+        self.attack, self.model, self.proxy, self.goals, self.batches = attack, model, proxy, goals, batches
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
@@ -394,7 +453,12 @@ class _Book:
         self.margin = inputs.new_empty(0)
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
         if attack.keep == "best" or attack.stop_on_success:
-            self._open(_forward(model, inputs, size))
+            self._open(self._logits(inputs))
+
+    @property
+    def size(self) -> int:
+        """How many samples go through the model at a time."""
+        return self.batches.size
 
     def _open(self, clean: Tensor) -> None:
         """A clean input that already succeeds is a result; one that does not is no iterate of the attack."""
@@ -421,17 +485,30 @@ class _Book:
             index = index[~self.success]
         return torch.stack([index, torch.zeros_like(index)], dim=1)
 
-    def forward(self, slots: _Slots) -> Tensor:
-        """Logits at the slots' points."""
+    def forward(self, slots: _Slots, *, proxy: bool = False) -> Tensor:
+        """Logits at the slots' points, from the original model or the one that stands in for it."""
+        logits = self._logits(slots.x, proxy=proxy)
         self.forwards.index_add_(0, slots.index, torch.ones_like(slots.index))
-        logits = _forward(self.model, slots.x, self.size)
         self._allocate(logits)
         return logits
+
+    def _logits(self, x: Tensor, *, proxy: bool = False) -> Tensor:
+        def part(rows: slice) -> Tensor:
+            with torch.no_grad():
+                return self._ask(x[rows], proxy=proxy)
+
+        return torch.cat(self.batches.run(part, len(x)))
+
+    def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
+        if proxy and self.proxy is not None:
+            return _checks.logits(self.proxy(x), len(x))
+        with full_float32():
+            return _checks.logits(self.model(x), len(x))
 
     def gradient(self, slots: _Slots) -> tuple[Tensor, Tensor]:
         """Logits and loss gradient at the slots' points; the margin's gradient where that one vanishes."""
         logits, grad = self._pass(slots, self._tempered)
-        largest = grad.flatten(1).abs().amax(dim=1)
+        largest = torch.linalg.vector_norm(grad.flatten(1), torch.inf, dim=1)
         lost = ~(largest.isfinite() & (largest > 0))
         if bool(lost.any()):
             rest = slots.take(lost)
@@ -444,28 +521,63 @@ class _Book:
         return _checks.per_sample("loss", self.loss(logits / scale.unsqueeze(1), goals), len(goals))
 
     def _pass(self, slots: _Slots, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        def part(rows: slice) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                x = slots.x[rows].detach().requires_grad_()
+                logits = self._ask(x, proxy=True)
+                self._allocate(logits)
+                # The sum, never the mean: a sample's gradient must not know how many others are in the batch.
+                value = loss(logits, self.goals[slots.index[rows]], slots.step[rows]).sum()
+                (grad,) = torch.autograd.grad(-value if self.attack.targeted else value, x)
+            return logits.detach(), grad
+
+        logits, grads = zip(*self.batches.run(part, len(slots)), strict=True)
         for counter in (self.forwards, self.backwards):
             counter.index_add_(0, slots.index, torch.ones_like(slots.index))
-        with torch.enable_grad():
-            x = slots.x.detach().requires_grad_()
-            logits = _checks.logits(self.model(x), len(x))
-            self._allocate(logits)
-            # The sum, never the mean: a sample's gradient must not know how many others are in the batch.
-            value = loss(logits, self.goals[slots.index], slots.step).sum()
-            (grad,) = torch.autograd.grad(-value if self.attack.targeted else value, x)
-        return logits.detach(), grad
+        return _joined(logits), _joined(grads)
 
-    def enter(self, slots: _Slots, logits: Tensor, *, final: bool) -> Tensor:
-        """Note the iterates that beat what is in the book; returns which samples need no further attack."""
+    def enter(self, slots: _Slots, logits: Tensor) -> tuple[_Slots, Tensor]:
+        """Note what a gradient pass has shown; returns the slots, and which need no further attack."""
+        if self.proxy is None:
+            return slots, self._note(slots, logits, final=False)
+        margin, success = self._outcome(logits, self.goals[slots.index])
+        solved = success & self._moved(slots) & self.attack.stop_on_success
+        if self.attack.keep == "best":
+            # What the original is about to see is no candidate for the end of the restart.
+            slots = self._raised(slots, self._moved(slots) & ~solved & (margin > slots.height), margin)
+        if bool(solved.any()):
+            claims = slots.take(solved)
+            solved[solved.clone()] = self._note(claims, self.forward(claims), final=False)
+        return slots, solved
+
+    def land(self, slots: _Slots) -> Tensor:
+        """Note how a restart ended; returns which samples need no further attack."""
+        if self.proxy is not None and self.attack.keep == "best":
+            margin, _ = self._outcome(self.forward(slots, proxy=True), self.goals[slots.index])
+            slots = self._raised(slots, margin >= slots.height, margin)
+            slots = replace(slots, x=slots.peak)
+        return self._note(slots, self.forward(slots), final=True)
+
+    def _raised(self, slots: _Slots, rows: Tensor, margin: Tensor) -> _Slots:
+        wide = rows.view(-1, *[1] * (slots.x.ndim - 1))
+        return replace(
+            slots, peak=torch.where(wide, slots.x, slots.peak), height=torch.where(rows, margin, slots.height)
+        )
+
+    def _moved(self, slots: _Slots) -> Tensor:
+        """Which points are iterates: the clean input itself, where a run starts from it, is none."""
+        return (slots.step > 0) | (slots.restart > 0) | self.attack.random_start
+
+    def _note(self, slots: _Slots, logits: Tensor, *, final: bool) -> Tensor:
+        """Write down the points that beat what is in the book; returns which samples are solved."""
         index = slots.index
         margin, success = self._outcome(logits, self.goals[index])
         leaving = success & self.attack.stop_on_success
         better = (success & ~self.success[index]) | (
             (success == self.success[index]) & (margin > self.margin[index])
         )
-        # The clean input itself, at the start of a run without a random start, is not an iterate.
-        moved = (slots.step > 0) | (slots.restart > 0) | self.attack.random_start | final
-        eligible = moved if self.attack.keep == "best" else leaving | final
+        eligible = self._moved(slots) if self.attack.keep == "best" else leaving
+        eligible = eligible | final
         won = better & eligible
         rows = index[won]
         self.x[rows], self.logits[rows] = slots.x[won], logits[won]
@@ -499,9 +611,13 @@ class _Book:
         return result
 
 
-def _forward(model: Model, x: Tensor, size: int) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([_checks.logits(model(part), len(part)) for part in torch.split(x, size)])
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """The rows of a mask; no copy where it takes them all."""
+    return values if bool(rows.all()) else values[rows]
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from art_logits import figures
 from art_logits._extras import require
 from art_logits._files import write_atomically
-from art_logits._text import aligned, middle, percent, printable
+from art_logits._page import COLOURS, Picture, Row, Table, draw, fill, folded
+from art_logits._provenance import name_of, provenance
+from art_logits._text import aligned, middle, percent, points, printable
 from art_logits.analysis import Comparison, compare
 from art_logits.records import Records
-from art_logits.report import _Row, render_template
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,7 @@ else:
 __all__ = ["compare_all", "comparison_frame", "format_comparison", "render_comparison", "write_comparison"]
 
 _MAX_TERMINAL_ROWS = 50
+_LEVEL = 0.05
 _HEADS = ["class", "n", "baseline", "this run", "difference", "only baseline", "only this", "p", "p (Holm)"]
 
 
@@ -144,10 +147,10 @@ def _most_changed(comparison: Comparison, limit: int) -> list[int]:
     return [int(index) for index in np.argsort(change, kind="stable")[:limit]]
 
 
-def _rows(comparison: Comparison) -> list[_Row]:
+def _rows(comparison: Comparison) -> list[Row]:
     columns = comparison.to_frame().itertuples(index=False)
     return [
-        _Row(str(name), _cells(*values), worst=bool(values[-1] < 0.05))  # NaN is not below
+        Row(str(name), _cells(*values), "changed" if values[-1] < _LEVEL else "")  # NaN is not below
         for name, *values in columns
     ]
 
@@ -158,9 +161,8 @@ def _overall(comparison: Comparison) -> list[str]:
 
 def _cells(*values: Any) -> list[str]:
     support, first, second, difference, only_first, only_second, p, holm = values
-    change = "-" if np.isnan(difference) else f"{100 * difference:+.1f}"
     counts = [str(int(only_first)), str(int(only_second))]
-    return [str(int(support)), percent(first), percent(second), change, *counts, _p(p), _p(holm)]
+    return [str(int(support)), percent(first), percent(second), points(difference), *counts, _p(p), _p(holm)]
 
 
 def _p(value: float) -> str:
@@ -181,12 +183,45 @@ def _ranks(comparison: Comparison) -> str:
 
 
 def _sentence(name: str, comparison: Comparison, baseline: str) -> str:
-    overall, changed = comparison.overall, int((comparison.p_holm < 0.05).sum())
+    overall = comparison.overall
     return (
         f"{name} is robust on {percent(overall['robust_b'])} of {overall['support']} shared samples, "
-        f"{baseline} on {percent(overall['robust_a'])}: {100 * overall['difference']:+.1f} points "
-        f"(McNemar p {_p(overall['p_value'])}). Classes that changed after Holm's correction: {changed}."
+        f"{baseline} on {percent(overall['robust_a'])}: {points(overall['difference'])} points "
+        f"(McNemar p {_p(overall['p_value'])})."
     )
+
+
+def _changed(comparison: Comparison) -> str:
+    """Which classes changed, in words."""
+    changed = np.flatnonzero(comparison.p_holm < _LEVEL)
+    worst = [int(np.nanargmin(robust)) for robust in (comparison.robust_a, comparison.robust_b)]
+    names, values = comparison.class_names, (comparison.robust_a, comparison.robust_b)
+    words = [f"{names[index]} with {percent(each[index])}" for index, each in zip(worst, values, strict=True)]
+    return (
+        f"Classes that changed after Holm's correction: {len(changed)}. "
+        f"Worst class: {words[0]} in the baseline, {words[1]} in this run."
+    )
+
+
+def _figure(index: int, comparison: Comparison) -> Picture:
+    shown = _most_changed(comparison, figures.MAX_BARS)
+    which = "" if len(shown) == len(comparison.class_names) else f"The {len(shown)} largest changes. "
+    return draw(
+        f"changes-{index}",
+        figures.bars_size(len(shown)),
+        lambda ax: figures.plot_changes(comparison, ax, shown=shown, palette=COLOURS),
+        f"Robust accuracy of {len(shown)} classes in both runs, "
+        f"{points(comparison.overall['difference'])} points over all classes",
+        f"{which}Robust accuracy under all attacks. Blue: baseline. Orange: this run; filled where the class "
+        "changed at 5 % after Holm's correction.",
+    )
+
+
+def _table(comparison: Comparison) -> Table:
+    overall = Row("overall", _overall(comparison))
+    table = Table("Classes", _HEADS, _rows(comparison), overall)
+    about = f"The 15 largest losses and the 5 largest gains of {len(table.rows)} classes; all of them below."
+    return folded(table, comparison.difference.tolist(), about)
 
 
 def _page(runs: Mapping[str, Records], comparisons: Mapping[str, Comparison]) -> str:
@@ -195,16 +230,34 @@ def _page(runs: Mapping[str, Records], comparisons: Mapping[str, Comparison]) ->
         {
             "name": name,
             "sentence": _sentence(name, comparison, baseline),
-            "rows": _rows(comparison),
-            "overall": _overall(comparison),
+            "changed": _changed(comparison),
+            "figure": _figure(index, comparison),
+            "table": _table(comparison),
             "ranks": _ranks(comparison),
         }
-        for name, comparison in comparisons.items()
+        for index, (name, comparison) in enumerate(comparisons.items())
     ]
-    made = [{"name": name, "entries": _origin(records)} for name, records in runs.items()]
-    return render_template(
-        "comparison.html.j2", baseline=baseline, heads=_HEADS, sections=sections, made=made
+    made = [
+        {"name": name, "origin": _origin(records), "entries": provenance(records)}
+        for name, records in runs.items()
+    ]
+    overview = Table("Runs", _RUN_HEADS, [_run_row(name, records) for name, records in runs.items()])
+    return fill(
+        "comparison.html.j2",
+        title=f"Comparison with {baseline}",
+        overview=overview if len(runs) > 2 else None,
+        sections=sections,
+        made=made,
     )
+
+
+_RUN_HEADS = ["run", "model", "attacks", "samples", "clean", "robust"]
+
+
+def _run_row(name: str, records: Records) -> Row:
+    attacks = ", ".join(records.attacks) or "none"
+    accuracies = [percent(float(outcome.mean())) for outcome in (records.correct(), records.robust())]
+    return Row(name, [name_of(records, "model"), attacks, str(len(records)), *accuracies])
 
 
 def _origin(records: Records) -> str:

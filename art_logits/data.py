@@ -37,6 +37,12 @@ _EPS_GRAY: Mapping[str, float] = {"Linf": 0.3, "L2": 2.0, "L1": 10.0}
 _EPS_COLOUR: Mapping[str, float] = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
 _EPS_IMAGENET: Mapping[str, float] = {"Linf": 4 / 255, "L2": 3.0, "L1": 60.0}
 
+_JPEG = (
+    "The images are small JPEG files. If they were made from a published set, as a zip of CIFAR-10 in JPEG "
+    "is, they are not that set: the compression changes the pixels, and numbers on them do not compare with "
+    "published tables of the original."
+)
+
 SAMPLINGS = ("balanced", "first")
 _SPLITS = ("test", "train")
 _CHUNK = 1024  # samples read at once where all of the data is read
@@ -55,6 +61,7 @@ class Data:
         default_eps: radius per norm (``"Linf"``, ``"L2"``, ``"L1"``), in pixel units.
         bounds: lower and upper limit of the inputs.
         positions: ``(N,)`` what to ask the source for; default ``0 .. N-1``.
+        notes: what a reader of results on these data must know, by a short code.
 
     Raises:
         TypeError: labels or ids that are not integers.
@@ -77,8 +84,10 @@ class Data:
         default_eps: Mapping[str, float] = _EPS_COLOUR,
         bounds: tuple[float, float] = (0.0, 1.0),
         positions: Tensor | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.notes = dict(notes or {})
         self.class_names = tuple(str(name) for name in class_names) if class_names is not None else None
         self.labels = _labels(labels, self.class_names)
         count = len(self.labels)
@@ -156,6 +165,7 @@ class Data:
             default_eps=self.default_eps,
             bounds=self.bounds,
             positions=self._positions[index],
+            notes=self.notes,
         )
 
     def _balanced(self, n: int, seed: int) -> Array:
@@ -179,6 +189,7 @@ class Data:
             default_eps=self.default_eps,
             bounds=self.bounds,
             positions=self._positions,
+            notes=self.notes,
         )
 
     def fingerprint(self) -> str:
@@ -389,6 +400,7 @@ def _image_files(name: str, images: ImageSet, default_eps: Mapping[str, float] |
         name=name,
         class_names=images.class_names,
         default_eps=default_eps or (_EPS_GRAY if images.gray else _EPS_COLOUR),
+        notes={"jpeg": _JPEG} if images.small_jpegs else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,12 +35,21 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Bundled name (digits-at, digits-standard), FILE.py:factory or package.module:factory. "
+            help="Bundled name (digits-at, digits-standard), torchvision:NAME, timm:NAME, "
+            "robustbench:DATASET/THREAT_MODEL/NAME, FILE.py:factory or package.module:factory. "
             f"[default: {DEFAULT_MODEL}]"
         ),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="The model's weights: .safetensors or a torch state dict.")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="Mean of the training images, e.g. 0.49,0.48,0.45, for a factory's model."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Their standard deviation, per channel.")] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Folder of RobustBench's checkpoints. [default: models]")
     ] = None,
     reference: Annotated[
         str | None,
@@ -50,6 +59,8 @@ def evaluate(
         ),
     ] = None,
     reference_checkpoint: Annotated[Path | None, typer.Option(help="The reference's weights.")] = None,
+    reference_mean: Annotated[str | None, typer.Option(help="As --mean, of the reference.")] = None,
+    reference_std: Annotated[str | None, typer.Option(help="As --std, of the reference.")] = None,
     data: Annotated[
         str,
         typer.Option(
@@ -65,8 +76,8 @@ def evaluate(
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME[:key=value,...], repeatable: pgd, temperature-pgd:steps=50,restarts=2. "
-            "[default: pgd and temperature-pgd]"
+            help="NAME[:key=value,...], repeatable: pgd, temperature-pgd:steps=50,restarts=2, "
+            "autoattack, apgd-ce, torchattacks:CLASS, art:CLASS. [default: pgd and temperature-pgd]"
         ),
     ] = None,
     norm: Norm = "Linf",
@@ -75,7 +86,13 @@ def evaluate(
     sampling: Annotated[
         str, typer.Option(help="How to draw them: balanced (over classes, by the seed) or first.")
     ] = "balanced",
-    batch_size: Annotated[int, typer.Option(help="Samples in one pass; no result depends on it.")] = 128,
+    batch_size: Annotated[
+        str, typer.Option(help="Samples in one pass, or auto; no result depends on it.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the gradients: auto, float32 or bfloat16. Success is always float32's."),
+    ] = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of random starts and of the balanced draw.")] = 0,
     out: Annotated[
@@ -92,7 +109,7 @@ def evaluate(
     """
     from .evaluation import evaluate as run
     from .evaluation import resolve_device
-    from .presets import parse_attacks, parse_number
+    from .presets import parse_attacks, parse_number, read_integer
 
     where = resolve_device(device)
     files: DataOptions = {"data_dir": data_dir, "download": download, "resize": resize, "crop": crop}
@@ -101,7 +118,12 @@ def evaluate(
     attacks = parse_attacks(
         attack or DEFAULT_ATTACKS, norm=norm, eps=radius, bounds=samples.bounds, seed=seed
     )
-    subject, other = _load_models(samples, data, model, checkpoint, reference, reference_checkpoint)
+    subject, other = _load_models(
+        samples,
+        data,
+        _Wanted("", model, checkpoint, mean, std, model_dir),
+        _Wanted("reference-", reference, reference_checkpoint, reference_mean, reference_std, model_dir),
+    )
     folder = out or _default_folder(samples.name, subject.name, resume=resume)
     _announce(
         model=subject.name,
@@ -119,7 +141,8 @@ def evaluate(
             attacks=attacks,
             reference=other.model if other else None,
             bounds=samples.bounds,
-            batch_size=batch_size,
+            batch_size=batch_size if batch_size == "auto" else read_integer(batch_size),
+            precision=precision,
             device=where,
             out=folder,
             resume=resume,
@@ -169,35 +192,74 @@ def _radius(data: Data, norm: str) -> float:
     return data.default_eps[_checks.choice("norm", norm, data.default_eps)]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of a model; their names begin with the prefix."""
+
+    prefix: str
+    spec: str | None
+    checkpoint: Path | None
+    mean: str | None
+    std: str | None
+    model_dir: Path | None
+
+    def check_alone(self) -> None:
+        """Refuse options of a model that is not there."""
+        given = {"checkpoint": self.checkpoint, "mean": self.mean, "std": self.std}
+        for name, value in given.items():
+            if value is not None:
+                needed = f"--{self.prefix.rstrip('-')}, the architecture that it belongs to"
+                raise ValueError(f"--{self.prefix}{name} needs {needed}")
+
+
 def _load_models(
-    data: Data,
-    data_spec: str,
-    model: str | None,
-    checkpoint: Path | None,
-    reference: str | None,
-    reference_checkpoint: Path | None,
+    data: Data, data_spec: str, model: _Wanted, reference: _Wanted
 ) -> tuple[_Named, _Named | None]:
     """The model, and the reference if there is one."""
-    if model is None:
+    if model.spec is None:
         if data_spec != DEFAULT_DATA:
             fits = f"the default {DEFAULT_MODEL} is for {DEFAULT_DATA}"
             raise ValueError(f"--model must be given with --data {data_spec}: {fits}")
-        reference = reference or DEFAULT_REFERENCE
-    elif reference is None and reference_checkpoint is not None:
-        raise ValueError("--reference-checkpoint needs --reference, the architecture of these weights")
-    subject = _load_model(model or DEFAULT_MODEL, checkpoint, data)
-    return subject, _load_model(reference, reference_checkpoint, data) if reference else None
+        model = replace(model, spec=DEFAULT_MODEL)
+        reference = replace(reference, spec=reference.spec or DEFAULT_REFERENCE)
+    if reference.spec is None:
+        reference.check_alone()
+        return _load_model(model, data), None
+    return _load_model(model, data), _load_model(reference, data)
 
 
-def _load_model(spec: str, checkpoint: Path | None, data: Data) -> _Named:
+def _load_model(wanted: _Wanted, data: Data) -> _Named:
     """A model; a factory may ask for the data's number of classes and channels."""
     from .models import load_model
 
     inputs, _ = data.batch([0])
     classes = None if data.class_names is None else len(data.class_names)
-    model = load_model(spec, checkpoint=checkpoint, num_classes=classes, in_channels=inputs.shape[1])
+    spec = str(wanted.spec)
+    model = load_model(
+        spec,
+        checkpoint=wanted.checkpoint,
+        num_classes=classes,
+        in_channels=inputs.shape[1],
+        mean=_numbers(f"--{wanted.prefix}mean", wanted.mean),
+        std=_numbers(f"--{wanted.prefix}std", wanted.std),
+        model_dir=wanted.model_dir,
+    )
     # The same architecture with other weights is another model: a model and its reference, say.
-    return _Named(spec if checkpoint is None else f"{spec} ({checkpoint.name})", model)
+    return _Named(spec if wanted.checkpoint is None else f"{spec} ({wanted.checkpoint.name})", model)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """Numbers between commas."""
+    from .presets import parse_number
+
+    if text is None:
+        return None
+    try:
+        return [parse_number(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"{option} must be one number per channel, such as 0.49,0.48,0.45: {error}"
+        ) from error
 
 
 def _default_folder(data: str, model: str, *, resume: bool) -> Path:
@@ -234,7 +296,7 @@ def _how_to_go_on(folder: Path) -> str:
 def _conclude(records: Records, folder: Path, *, figures: bool) -> None:
     """Write the outputs; show the class table, one line, and where the report lies."""
     from .figures import write_figures
-    from .report import format_class_table, write_outputs
+    from .report import format_class_table, format_warnings, write_outputs
 
     write_outputs(records, folder)
     if figures:
@@ -248,4 +310,7 @@ def _conclude(records: Records, folder: Path, *, figures: bool) -> None:
         f"disparity {report.disparity:.1%}; "
         f"{passes['forwards']} forward and {passes['backwards']} backward passes"
     )
+    warnings = format_warnings(records)
+    if warnings:
+        typer.echo(warnings)
     typer.echo(f"report: {folder / 'report.html'}")

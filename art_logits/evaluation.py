@@ -7,6 +7,7 @@ inputs, by the original model in eval mode and without temperature, and ball and
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +21,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import _checks
+from ._batches import Batches, fitting_batch_size
 from ._extras import require
 from ._version import __version__
+from .album import Album
 from .attack import AttackResult, TemperaturePGD
 from .balls import BALLS, get_ball
 from .counting import Counted, spread
 from .data import Data, as_data
+from .diagnostics import observe, training_modules
 from .models import model_hash
-from .prepare import evaluating
+from .prepare import PRECISIONS, PROBE, choose_precision, evaluating, full_float32, original_of
 from .presets import free_name, parse_attack
-from .records import FORMAT, Records, RecordsWriter, check_attack_name, records_schema
+from .records import FORMAT, Records, RecordsWriter, check_attack_name, read_manifest, records_schema
 from .types import Model
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ Attacks: TypeAlias = "Attack | str | Sequence[Attack | str] | Mapping[str, Attac
 PART_SIZE = 512
 """Samples per part: what an interruption may cost."""
 
+_OBSERVED = 16  # samples that a model sees twice before the run
 _TOLERANCE = 1e-5  # relative, on the radius; absolute, on the bounds
 
 logger = logging.getLogger(__name__)
@@ -61,7 +66,7 @@ def evaluate(
     bounds: tuple[float, float] = (0.0, 1.0),
     sample_ids: Tensor | np.ndarray[Any, Any] | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
-    batch_size: int = 128,
+    batch_size: int | str | None = None,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -73,6 +78,7 @@ def evaluate(
     reference_name: str | None = None,
     command: str | None = None,
     part_size: int | None = None,
+    precision: str | None = None,
 ) -> Records:
     """Attack a model, and a reference if there is one, and record every sample.
 
@@ -87,13 +93,14 @@ def evaluate(
             :class:`~art_logits.attack.TemperaturePGD`, a spec for
             :func:`~art_logits.presets.parse_attack`, or a callable ``(model, inputs, labels)`` that returns
             adversarial inputs or an :class:`~art_logits.attack.AttackResult`. One with ``takes_parts = True``
-            gets a whole part, is called as TemperaturePGD is, and returns an AttackResult. What its
+            gets whole parts, is called as TemperaturePGD is, and does its own counting. What its
             ``config()`` returns, if it has one, decides whether a run can be resumed.
         reference: a second model with the same classes, attacked in its own right on the same samples.
         bounds: limits of the inputs.
         sample_ids: ``(N,)`` distinct integers; default the data's own.
         class_names: ``C`` names; default the data's, or ``"0"`` to ``"C-1"``.
-        batch_size: samples in one pass of the model; changes speed and memory, not results.
+        batch_size: samples in one pass of the model; changes speed and memory, not results. None or
+            ``"auto"`` takes what suits the device. It is halved where the memory does not suffice.
         device: where to run, ``"auto"`` for a GPU if there is one; default where the models are.
         out: folder to write to, see :class:`~art_logits.records.RecordsWriter`; default none.
         resume: continue the same run in ``out``.
@@ -105,6 +112,9 @@ def evaluate(
         reference_name: for the manifest; default the reference's class.
         command: for the manifest: how this run was started.
         part_size: samples per part, which is what an interruption may cost; default 512.
+        precision: of the gradients of attacks that leave theirs at ``"auto"``: ``"float32"``, ``"bfloat16"``,
+            or, as by default, what a short probe finds faster on ``model``. The manifest holds what was
+            chosen, and a resumed run keeps to it. What is reported is computed in float32 in any case.
 
     Returns:
         The records, one row per sample in the order of the data.
@@ -116,6 +126,7 @@ def evaluate(
         TypeError: for arguments, outputs or adversarial inputs of a wrong type.
         FileExistsError: if ``out`` holds something else, or a run and ``resume`` is false.
         BlockingIOError: if another process is writing to ``out``.
+        torch.OutOfMemoryError: not even a single sample fits the memory.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     >>> images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -125,30 +136,38 @@ def evaluate(
     """
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to continue")
-    _checks.integer("batch_size", batch_size, at_least=1)
+    if batch_size not in (None, "auto"):
+        _checks.integer("batch_size", batch_size, at_least=1)
     _checks.choice("norm", norm, BALLS)
+    _checks.choice("precision", precision or "auto", PRECISIONS)
     samples = _samples(data, bounds, sample_ids)
     radius = samples.default_eps.get(norm) if eps is None else eps
     named = _named_attacks(attacks, norm=norm, eps=radius, bounds=samples.bounds, seed=seed)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        subjects = [_Subject("", model, "model")]
+        subjects = [_Subject("", original_of(model), "model")]
         if reference is not None:
-            subjects.append(_Subject("reference.", reference, "reference"))
+            subjects.append(_Subject("reference.", original_of(reference), "reference"))
+        training = {subject.role: training_modules(subject.model) for subject in subjects}
         stack.enter_context(_placed([s.model for s in subjects], device))
         stack.enter_context(evaluating(*(s.model for s in subjects)))
         size = PART_SIZE if part_size is None else _checks.integer("part_size", part_size, at_least=1)
-        run = _Run(samples, subjects, named, batch_size, norm, _count_classes(subjects, samples), size)
+        classes = _count_classes(subjects, samples)
+        stored = _stored_precisions(out) if resume else {}
+        named = _settled(named, precision or "auto", stored, subjects[0], samples)
+        batches = Batches(_batch_size(batch_size, subjects[0], samples, size))
+        run = _Run(samples, subjects, named, batches, norm, classes, size)
         names = (model_name, reference_name)
         manifest = {
             "format": FORMAT,
             "identity": _identity(run, names, _class_names(class_names, run), seed),
             "versions": _versions(),
             "command": command,
+            "observations": _observations(run, training),
         }
         writer = None if out is None else RecordsWriter(Path(out), manifest, resume=resume)
         if writer is not None:
-            stack.callback(writer.close)
+            stack.enter_context(writer)
         return _collect(run, writer, manifest, progress)
 
 
@@ -203,10 +222,15 @@ class _Run:
     data: Data
     subjects: list[_Subject]
     attacks: dict[str, Attack]
-    batch_size: int
+    batches: Batches
     norm: str
     classes: int
     part_size: int
+
+    @functools.cached_property
+    def images(self) -> bool:
+        """Whether the samples are images, which may be rounded to 8 bits."""
+        return self.data.batch([0])[0].ndim == 4
 
     @property
     def parts(self) -> list[slice]:
@@ -260,6 +284,45 @@ def _qualified_name(thing: object) -> str:
     return str(getattr(thing, "__qualname__", type(thing).__qualname__))
 
 
+def _stored_precisions(out: str | Path | None) -> dict[str, str]:
+    """What an earlier run in ``out`` chose for each attack, if there is one."""
+    try:
+        attacks = read_manifest(Path(out or ""))["identity"]["attacks"]
+        return {name: config["precision"] for name, config in attacks.items() if "precision" in config}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # the writer will say what is wrong with it
+
+
+def _settled(
+    attacks: dict[str, Attack], precision: str, stored: dict[str, str], subject: _Subject, data: Data
+) -> dict[str, Attack]:
+    """The attacks with their precision decided: a probe may decide otherwise elsewhere, or tomorrow."""
+
+    def decide(name: str, attack: Any) -> str:
+        if precision != "auto":
+            return precision
+        if stored.get(name) in PRECISIONS:
+            return stored[name]
+        device, dtype = subject.home()
+        inputs, _ = data.batch(slice(0, PROBE))
+        return choose_precision(subject.model, inputs.to(device, dtype), fuse=attack.fuse)
+
+    return {
+        name: dataclasses.replace(attack, precision=decide(name, attack))  # type: ignore[type-var]
+        if getattr(attack, "precision", None) == "auto"
+        else attack
+        for name, attack in attacks.items()
+    }
+
+
+def _batch_size(asked: int | str | None, subject: _Subject, data: Data, most: int) -> int:
+    """The caller's batch size, or one that suits the model, its device and its memory."""
+    if isinstance(asked, int):
+        return int(asked)
+    device, dtype = subject.home()
+    return fitting_batch_size(subject.model, data.batch(slice(0, 2))[0].to(device, dtype), most=most)
+
+
 @contextmanager
 def _placed(models: Sequence[Model], device: str | torch.device | None) -> Iterator[None]:
     """Move models to a device, and back afterwards; None leaves them where they are."""
@@ -285,10 +348,13 @@ def _count_classes(subjects: Sequence[_Subject], data: Data) -> int:
         # Two samples: a model that squeezes a batch of one would be refused for nothing.
         inputs, _ = data.batch(slice(0, 2))
         try:
-            logits = _logits(subject, inputs, len(inputs))
-        except RuntimeError as error:
+            logits = _logits(subject, inputs, Batches(len(inputs)))
+        except (ValueError, TypeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model's own code may fail in any way
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(
-                f"{subject.role} fails on inputs of shape {tuple(inputs.shape)}: {str(error).splitlines()[0]}"
+                f"{subject.role} fails on inputs of shape {tuple(inputs.shape)}: {reason}"
             ) from error
         counts.append(logits.shape[1])
     if len(set(counts)) > 1:
@@ -339,6 +405,19 @@ def _config(attack: Attack) -> dict[str, Any]:
     return {**described, **attack.config()} if hasattr(attack, "config") else described
 
 
+def _observations(run: _Run, training: Mapping[str, int]) -> dict[str, Any]:
+    """What only the live models show, for :func:`art_logits.diagnostics.find_warnings`."""
+    inputs, _ = run.data.batch(slice(0, _OBSERVED))
+    seen: dict[str, Any] = {"data": {"notes": run.data.notes}}
+    for subject in run.subjects:
+        forward = functools.partial(_logits, subject, batches=run.batches, classes=run.classes)
+        seen[subject.role] = {
+            "training_modules": training[subject.role],
+            **observe(subject.model, forward, inputs),
+        }
+    return seen
+
+
 def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
@@ -355,52 +434,62 @@ def _versions() -> dict[str, str]:
 def _collect(run: _Run, writer: RecordsWriter | None, manifest: dict[str, Any], progress: bool) -> Records:
     """Evaluate the parts that are not finished, and bring all of them together."""
     finished = set() if writer is None else writer.finished_parts
-    tables = []
+    tables, pictures = [], []
     each = len(run.attacks) * len(run.subjects)
     done = sum(rows.stop - rows.start for i, rows in enumerate(run.parts) if i in finished)
     with tqdm(total=len(run.data) * each, initial=done * each, unit="attack", disable=not progress) as bar:
         for part, rows in enumerate(run.parts):
             if part in finished:
                 continue
-            table = _evaluate_part(run, rows, bar)
+            table, thumbnails = _evaluate_part(run, rows, bar)
             if writer is None:
                 tables.append(table)
+                pictures.append(thumbnails)
             else:
-                writer.write(part, table)
+                writer.write(part, table, thumbnails)
     if writer is None:
-        records = Records.from_parts(tables)
-        return Records(records.table, {**manifest, "passes": _passes(records, run), "complete": True})
+        records = Records.from_parts(tables, thumbnails=pictures)
+        complete = {**manifest, "passes": _passes(records, run), "complete": True}
+        return Records(records.table, complete, records.thumbnails)
     return writer.finish(_passes(Records.load(writer.out, partial=True), run))
 
 
 def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
-    """Samples through each model: those of the attacks, one clean and one to verify each attack."""
+    """Samples through each model.
+
+    Those of the attacks, one clean, one to verify each attack, and one more to verify a success in 8 bits.
+    """
     passes = {}
     for subject in run.subjects:
         total = {"forwards": len(run.data) * (1 + len(run.attacks)), "backwards": 0}
         for name in run.attacks:
             for kind in total:
                 total[kind] += int(records.table[f"{subject.prefix}{name}.{kind}"].to_numpy().sum())
+            if run.images:
+                total["forwards"] += int(records.table[f"{subject.prefix}{name}.success"].to_numpy().sum())
         passes[subject.role] = total
     return passes
 
 
-def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> pa.Table:
-    """All attacks on all models, on one part of the data."""
+def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa.Table]:
+    """All attacks on all models, on one part of the data: its rows, and thumbnails of some of them."""
     inputs, labels = run.data.batch(rows)
     ids = run.data.ids[rows]
+    album = Album(inputs, labels, ids, run.data.bounds)
     columns: dict[str, Any] = {"sample_id": pa.array(ids.numpy()), "label": pa.array(labels.numpy())}
     for subject in run.subjects:
-        clean = _logits(subject, inputs, run.batch_size, run.classes)
+        clean = _logits(subject, inputs, run.batches, run.classes)
         columns[f"{subject.prefix}clean_prediction"] = pa.array(clean.argmax(dim=1).numpy())
         columns[f"{subject.prefix}clean_logits"] = _vectors(clean)
+        album.add_clean(clean, reference=subject.role == "reference")
         for name, attack in run.attacks.items():
             bar.set_postfix_str(f"{subject.role} {name}", refresh=True)
-            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids))
+            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids), album)
             columns.update({f"{subject.prefix}{name}.{key}": value for key, value in outcome.items()})
             bar.update(len(labels))
     schema = records_schema(list(run.attacks), run.classes, reference=len(run.subjects) > 1)
-    return pa.table({field.name: columns[field.name].cast(field.type) for field in schema}, schema=schema)
+    table = {field.name: columns[field.name].cast(field.type) for field in schema}
+    return pa.table(table, schema=schema), album.table()
 
 
 def _rows_of(attack: Attack, rows: slice) -> Attack:
@@ -415,23 +504,48 @@ def _rows_of(attack: Attack, rows: slice) -> Attack:
 
 
 def _attack(
-    run: _Run, subject: _Subject, name: str, attack: Attack, part: tuple[Tensor, Tensor, Tensor]
+    run: _Run,
+    subject: _Subject,
+    name: str,
+    attack: Attack,
+    part: tuple[Tensor, Tensor, Tensor],
+    album: Album,
 ) -> dict[str, Any]:
-    """Run one attack, check what it returns, and compute its columns."""
+    """Run one attack, check what it returns, and compute its columns; the model's go into the album."""
     inputs, labels, _ = part
     found = _attacked(run, subject, name, attack, part)
     distance = _checked_distance(attack, name, inputs, found.adv_inputs, run)
-    logits = _logits(subject, found.adv_inputs, run.batch_size, run.classes)
+    logits = _logits(subject, found.adv_inputs, run.batches, run.classes)
+    if subject.role == "model":
+        album.add_attack(name, logits, found.adv_inputs)
     prediction = logits.argmax(dim=1)
+    success = prediction != labels
     return {
         "prediction": pa.array(prediction.numpy()),
-        "success": pa.array((prediction != labels).numpy()),
+        "success": pa.array(success.numpy()),
         "distance": pa.array(distance.float().numpy()),
         "logits": _vectors(logits),
         "forwards": pa.array(found.forwards.numpy()),
         "backwards": pa.array(found.backwards.numpy()),
         "zero_gradients": pa.array(found.zero_gradients.numpy()),
+        "success_8bit": pa.array(_success_8bit(run, subject, found.adv_inputs, labels, success).numpy()),
     }
+
+
+def _success_8bit(
+    run: _Run, subject: _Subject, adv_inputs: Tensor, labels: Tensor, success: Tensor
+) -> Tensor:
+    """Which successes are still there when images are rounded to 256 levels within the bounds."""
+    rows = success.nonzero().squeeze(1)
+    if not run.images or not len(rows):
+        return success
+    lower, upper = run.data.bounds
+    levels = ((adv_inputs[rows] - lower) * (255 / (upper - lower))).round()
+    rounded = lower + levels * ((upper - lower) / 255)
+    logits = _logits(subject, rounded, run.batches, run.classes)
+    kept = success.clone()
+    kept[rows] = logits.argmax(dim=1) != labels[rows]
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -451,11 +565,15 @@ def _attacked(
     device, dtype = subject.home()
     inputs, labels, ids = part[0].to(device, dtype), part[1].to(device), part[2]
     if isinstance(attack, TemperaturePGD) or getattr(attack, "takes_parts", False):
-        result = attack(subject.model, inputs, labels, ids, batch_size=run.batch_size)
-        _check_shape(name, result.adv_inputs, inputs)
+        batches = run.batches if isinstance(attack, TemperaturePGD) else run.batches.size
+        result = attack(subject.model, inputs, labels, ids, batch_size=batches)
+        _check_shape(name, getattr(result, "adv_inputs", result), inputs)
         return _from_result(result)
-    chunks = zip(torch.split(inputs, run.batch_size), torch.split(labels, run.batch_size), strict=True)
-    found = [_call(subject, name, attack, x, y) for x, y in chunks]
+
+    def chunk(rows: slice) -> _Found:
+        return _call(subject, name, attack, inputs[rows], labels[rows])
+
+    found = run.batches.run(chunk, len(inputs))
     return _Found(*(torch.cat(pieces) for pieces in zip(*map(_columns, found), strict=True)))
 
 
@@ -463,7 +581,10 @@ def _columns(found: _Found) -> tuple[Tensor, ...]:
     return found.adv_inputs, found.forwards, found.backwards, found.zero_gradients
 
 
-def _from_result(result: AttackResult) -> _Found:
+def _from_result(result: AttackResult | Tensor) -> _Found:
+    if not isinstance(result, AttackResult):
+        none = torch.zeros(len(result), dtype=torch.int64)
+        return _Found(result.detach().cpu(), none, none, none)
     zeros = getattr(result, "zero_gradients", torch.zeros_like(result.forwards))
     return _Found(result.adv_inputs.cpu(), result.forwards.cpu(), result.backwards.cpu(), zeros.cpu())
 
@@ -528,20 +649,22 @@ def _checked_distance(attack: Attack, name: str, inputs: Tensor, adv_inputs: Ten
     return distance
 
 
-def _logits(subject: _Subject, inputs: Tensor, batch_size: int, classes: int | None = None) -> Tensor:
+def _logits(subject: _Subject, inputs: Tensor, batches: Batches, classes: int | None = None) -> Tensor:
     """Logits ``(N, C)`` of the model as it is, float32 on the CPU; finite, and of one width."""
     device, dtype = subject.home()
-    rows = []
+
+    def part(rows: slice) -> Tensor:
+        batch = inputs[rows]
+        logits = _checks.logits(subject.model(batch.to(device, dtype)), len(batch)).float().cpu()
+        if not bool(logits.isfinite().all()):
+            raise ValueError(f"{subject.role} must return finite logits, got NaN or infinity")
+        if classes not in (None, logits.shape[1]):
+            raise ValueError(f"{subject.role} must return {classes} logits, got {logits.shape[1]}")
+        return logits
+
     # An attack may have switched modes: what is reported is always the model in eval mode.
-    with torch.no_grad(), evaluating(subject.model):
-        for batch in torch.split(inputs, batch_size):
-            logits = _checks.logits(subject.model(batch.to(device, dtype)), len(batch)).float().cpu()
-            if not bool(logits.isfinite().all()):
-                raise ValueError(f"{subject.role} must return finite logits, got NaN or infinity")
-            if classes not in (None, logits.shape[1]):
-                raise ValueError(f"{subject.role} must return {classes} logits, got {logits.shape[1]}")
-            rows.append(logits)
-    return torch.cat(rows)
+    with torch.no_grad(), full_float32(), evaluating(subject.model):
+        return torch.cat(batches.run(part, len(inputs)))
 
 
 def _vectors(logits: Tensor) -> pa.FixedSizeListArray:

@@ -8,7 +8,7 @@ they are: no name is taken for a formula.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
 
-    from art_logits.analysis import ClasswiseReport, LogitReport
+    from art_logits.analysis import ClasswiseReport, Comparison, LogitReport
     from art_logits.records import Records
 else:
     matplotlib = require("matplotlib", extra="evaluate")
@@ -47,6 +47,7 @@ __all__ = [
     "bars_size",
     "matrix_classes",
     "matrix_size",
+    "plot_changes",
     "plot_classes",
     "plot_confidence",
     "plot_histograms",
@@ -401,6 +402,41 @@ def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: P
     ax.axhline(100 * report.robust_accuracy, color=_ink(), linewidth=1, linestyle="--", alpha=0.7)
     ax.set(xlabel="forward passes per sample", ylabel="still right (%)")
     ax.set_xlim(left=0)
+    return ax
+
+
+def plot_changes(
+    comparison: Comparison,
+    ax: Axes | None = None,
+    *,
+    shown: Sequence[int] | None = None,
+    palette: Palette = PALETTE,
+) -> Axes:
+    """Robust accuracy of every class in two evaluations, joined by a line.
+
+    Args:
+        comparison: of :func:`~art_logits.analysis.compare`.
+        ax: where to draw; a new figure if None.
+        shown: indices of the classes, from the top; all if None.
+        palette: ``clean`` for the first evaluation, ``robust`` for the second, filled where a class
+            changed at 5 % after Holm's correction.
+
+    Returns:
+        The axes.
+    """
+    chosen = np.arange(len(comparison.class_names)) if shown is None else np.array(shown)
+    ax = _axes(ax, bars_size(len(chosen)))
+    rows = np.arange(len(chosen))
+    first, second = 100 * comparison.robust_a[chosen], 100 * comparison.robust_b[chosen]
+    changed = comparison.p_holm[chosen] < 0.05
+    ax.hlines(rows, first, second, color=_ink(), linewidth=1.5, alpha=0.5)
+    ax.scatter(first, rows, s=36, color=palette.clean, zorder=3)
+    faces = np.where(changed, palette.robust, "none")
+    ax.scatter(second, rows, s=36, facecolors=faces, edgecolors=palette.robust, linewidths=1.5, zorder=3)
+    ax.set_yticks(rows, _names(comparison.class_names, chosen, 24))
+    ax.set(xlim=(-2, 102), ylim=(len(chosen) - 0.4, -0.6), xlabel="robust accuracy (%)")
+    ax.tick_params(axis="y", length=0)
+    _literal(ax.get_yticklabels())
     return ax
 
 

@@ -34,6 +34,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".
 #: Folder names that stand for a split; of several, the first that is there.
 SPLIT_FOLDERS = {"test": ("test", "val", "valid", "validation"), "train": ("train", "training")}
 _SPLIT_NAMES = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
+_SMALL = 96  # STL-10's size, the largest of the published sets that are not JPEG files
 _GRAY_MODES = ("1", "L", "LA", "La")
 _COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -99,12 +100,15 @@ class ImageSet:
         labels: ``(N,)`` int64.
         class_names: one per class.
         gray: whether the images have one channel instead of three.
+        small_jpegs: whether they are JPEG files of at most 96 pixels. Published sets of that size are arrays
+            or PNG files; photographs, and ImageNet's images, are larger.
     """
 
     source: Callable[[Tensor], Tensor]
     labels: Tensor
     class_names: Sequence[str]
     gray: bool
+    small_jpegs: bool = False
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -291,7 +295,9 @@ def image_files(
         return _open(image_module, lambda: read(position), f"{where}: image {names[position]!r}")
 
     _, firsts = np.unique(np.asarray(labels), return_index=True)
-    gray = all(open_image(int(i)).mode in _GRAY_MODES for i in firsts)
+    first = open_image(int(firsts[0]))
+    gray = first.mode in _GRAY_MODES and all(open_image(int(i)).mode in _GRAY_MODES for i in firsts[1:])
+    jpegs = first.format == "JPEG" and max(first.size) <= _SMALL
     expected: list[tuple[int, ...]] = []
 
     def pixels(position: int) -> Array:
@@ -313,7 +319,7 @@ def image_files(
     def source(positions: Tensor) -> Tensor:
         return to_float(np.stack([pixels(position) for position in positions.tolist()]))
 
-    return ImageSet(source, torch.tensor(labels, dtype=torch.int64), class_names, gray)
+    return ImageSet(source, torch.tensor(labels, dtype=torch.int64), class_names, gray, jpegs)
 
 
 def to_float(pixels: Array) -> Tensor:

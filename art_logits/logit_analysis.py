@@ -24,7 +24,13 @@ else:
     pd = require("pandas", extra="evaluate")
     stats = require("scipy.stats", extra="evaluate")
 
-__all__ = ["confidence_correlation", "fall_predictors", "reference_differences", "wrong_class_agreement"]
+__all__ = [
+    "class_statistics",
+    "confidence_correlation",
+    "fall_predictors",
+    "reference_differences",
+    "wrong_class_agreement",
+]
 
 Floats = NDArray[np.float64]
 
@@ -185,6 +191,45 @@ def fall_predictors(
         rows.append(_predictor_row(name, right & (labels == index), stands, values))
     frame: pd.DataFrame = pd.DataFrame(rows)
     return frame
+
+
+def class_statistics(
+    records: Records, model: ModelName = "model", *, logit: LogitReport | None = None
+) -> pd.DataFrame:
+    """What the logits look like, class by class.
+
+    Args:
+        records: of an evaluation.
+        model: ``"model"`` or ``"reference"``.
+        logit: of :func:`~art_logits.analysis.logit_report` of these records, where it is at hand already.
+
+    Returns:
+        One row per condition that has samples, quantity of :data:`~art_logits.analysis.LOGIT_QUANTITIES`, and
+        class: columns ``class, condition, quantity, n, mean, q05, q50, q95`` (quantiles interpolated
+        linearly); NaN for a class without samples.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    records.prefix(model)  # refuses a model that is not there
+    samples = (logit or logit_report(records)).samples[model]
+    labels, names = records.column("label"), records.class_names
+    frames = []
+    for condition, quantities in samples.items():
+        for quantity, values in quantities.items():
+            if len(values):
+                groups = pd.Series(values.astype(np.float64)).groupby(labels)
+                columns = {
+                    "n": groups.count(),
+                    "mean": groups.mean(),
+                    **{name: groups.quantile(q) for name, q in (("q05", 0.05), ("q50", 0.5), ("q95", 0.95))},
+                }
+                frame = pd.DataFrame(columns).reindex(range(len(names)))
+                frame["n"] = frame["n"].fillna(0).astype(np.int64)
+                head = {"class": names, "condition": condition, "quantity": quantity}
+                frames.append(pd.concat([pd.DataFrame(head), frame], axis=1))
+    result: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return result
 
 
 def _with_reference(records: Records, logit: LogitReport | None) -> LogitReport:

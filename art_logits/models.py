@@ -16,7 +16,8 @@ import inspect
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,8 @@ from torch import Tensor, nn
 
 from . import _checks
 from ._extras import require
+from .normalize import Normalize
+from .pretrained import LIBRARIES, Pretrained, load_pretrained
 
 __all__ = [
     "BasicBlock",
@@ -39,11 +42,13 @@ __all__ = [
     "convnet",
     "convnet_cifar",
     "convnet_mnist",
+    "is_html",
     "load_checkpoint",
     "load_model",
     "mnist_convnet",
     "model_hash",
     "model_names",
+    "read_checkpoint",
     "resnet_cifar",
     "resnet_small",
 ]
@@ -52,51 +57,6 @@ __all__ = [
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3760,)
-
-
-class Normalize(nn.Module):
-    """``(inputs - mean) / std`` per channel, inside the model, so that an attack sees pixels.
-
-    Args:
-        mean: one value per channel.
-        std: one positive value per channel.
-
-    Raises:
-        ValueError: if the two differ in length, or a standard deviation is not positive.
-
-    >>> Normalize((0.5,), (0.25,))(torch.ones(1, 1, 1, 1)).item()
-    2.0
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
-        super().__init__()
-        mean, std = tuple(mean), tuple(std)
-        if len(mean) != len(std):
-            raise ValueError(f"mean and std must have one value per channel, got {len(mean)} and {len(std)}")
-        if any(value <= 0 for value in std):
-            raise ValueError(f"std must be positive, got {std}")
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise ``(N, channels, height, width)``.
-
-        Raises:
-            ValueError: for another number of channels: gray images would broadcast to colour unnoticed.
-        """
-        if inputs.ndim != 4 or inputs.shape[1] != self.mean.shape[1]:
-            raise ValueError(
-                f"inputs must have shape (N, {self.mean.shape[1]}, H, W) for this model, "
-                f"got {tuple(inputs.shape)}"
-            )
-        return (inputs - self.mean) / self.std
-
-    def extra_repr(self) -> str:
-        """Mean and standard deviation, for the model's repr."""
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
 def _statistics(in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -294,6 +254,7 @@ def mnist_convnet(num_classes: int = 10) -> MnistConvNet:
 
 
 # The bundled models: architecture by name; the weights lie in art_logits/weights/NAME.safetensors.
+_ZOO = "robustbench"
 _BUNDLED: dict[str, Callable[[], nn.Module]] = {"digits-at": DigitsNet, "digits-standard": DigitsNet}
 
 
@@ -312,37 +273,109 @@ def load_model(
     checkpoint: str | Path | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    model_dir: str | Path | None = None,
 ) -> nn.Module:
     """Load the model that a spec names, in eval mode, on the CPU.
 
+    Specs:
+        ``digits-at``, ``digits-standard``: bundled (:func:`model_names`).
+        ``FILE.py:factory``, ``package.module:factory``: a callable that returns the ``nn.Module``; it runs as
+        ordinary Python code.
+        ``torchvision:NAME``, ``timm:NAME``: see :func:`art_logits.pretrained.load_pretrained`; with their own
+        mean and standard deviation inside.
+        ``robustbench:DATASET/THREAT_MODEL/NAME``: of RobustBench's zoo, from ``model_dir``, or downloaded to
+        there; with a checkpoint its architecture alone.
+
     Args:
-        spec: a bundled name (:func:`model_names`), ``FILE.py:factory`` or ``package.module:factory``. The
-            factory returns the ``nn.Module``; it runs as ordinary Python code.
+        spec: the model.
         checkpoint: weights for it: ``.safetensors``, or a state dict saved by ``torch.save`` (read with
-            ``weights_only=True``). Overrides the weights of a bundled name.
-        num_classes: passed to a factory that has a required parameter of that name.
+            ``weights_only=True``). Overrides the weights that the spec's model has.
+        num_classes: passed to a factory that has a required parameter of that name, and to a network of a
+            library that gets a checkpoint.
         in_channels: passed to a factory that has a required parameter of that name.
+        mean: one value per channel, or one for all, for a factory's model without normalisation inside.
+        std: its standard deviations.
+        model_dir: folder of RobustBench's checkpoints, in its own layout; default ``models``.
 
     Returns:
         The module, in eval mode.
 
     Raises:
-        ValueError: for an unknown name or factory (naming the nearest ones), a factory that fails, or a
-            checkpoint that cannot be read or does not fit (naming the keys).
+        ImportError: the library of the spec is not installed; the message says how to install it.
+        ValueError: for an unknown name, factory or option (naming the nearest ones), a factory that fails, a
+            checkpoint that cannot be read or does not fit (naming the keys), or ``mean`` and ``std`` for a
+            model that has its own.
         TypeError: if the factory is not callable or returns something else than an ``nn.Module``.
         FileNotFoundError: if a file that the spec or the checkpoint names is not there.
+        OSError: if weights could not be downloaded.
 
     >>> load_model("art_logits.models:mnist_convnet").training
     False
     """
+    head, _, rest = spec.partition(":")
     location, _, factory = spec.rpartition(":")
-    if location and factory:
+    is_factory = bool(location and factory) and head not in (*LIBRARIES, _ZOO)
+    _check_statistics(spec, mean, std, is_factory=is_factory)
+    if head in LIBRARIES:
+        model: nn.Module = load_pretrained(
+            head, rest, with_weights=checkpoint is None, num_classes=num_classes
+        )
+    elif head == _ZOO:
+        model = _from_zoo(spec, rest, model_dir, with_weights=checkpoint is None)
+    elif is_factory:
         model = _from_factory(spec, location, factory, num_classes=num_classes, in_channels=in_channels)
     else:
         model = _bundled(spec, with_weights=checkpoint is None)
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        load_checkpoint(model.network if isinstance(model, Pretrained) else model, checkpoint)
+    if mean is not None and std is not None:
+        model = _normalized(model, mean, std, in_channels)
     return model.eval()
+
+
+def _check_statistics(spec: str, mean: object, std: object, *, is_factory: bool) -> None:
+    """Refuse half of a normalisation, and one for a model that has its own."""
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise ValueError("mean and std must be given together, one value per channel each")
+    if not is_factory:
+        raise ValueError(
+            f"mean and std are for models of a factory, without normalisation inside; {spec!r} has its own"
+        )
+
+
+def _normalized(
+    model: nn.Module, mean: Sequence[float], std: Sequence[float], in_channels: int | None
+) -> nn.Module:
+    """The model behind a normalisation; a single value is for all channels."""
+    channels = in_channels or 1
+    means, stds = ([*v] * channels if len(v) == 1 else [*v] for v in (mean, std))
+    return nn.Sequential(OrderedDict([("normalize", Normalize(means, stds)), ("model", model)]))
+
+
+def _from_zoo(spec: str, path: str, model_dir: str | Path | None, *, with_weights: bool) -> nn.Module:
+    """A model of RobustBench's zoo."""
+    parts = path.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise ValueError(
+            f"model {spec!r} must be robustbench:DATASET/THREAT_MODEL/NAME, such as "
+            "robustbench:cifar10/Linf/Wong2020Fast"
+        )
+    dataset, threat_model, name = parts
+    plugin = importlib.import_module("art_logits.plugins.robustbench")
+    place = {"dataset": dataset, "threat_model": threat_model}
+    try:
+        if not with_weights:
+            built: nn.Module = plugin.build_model(name, **place)
+            return built
+        folder = "models" if model_dir is None else str(model_dir)
+        model: nn.Module = plugin.load_model(name, model_dir=folder, **place)
+    except ValueError as error:
+        raise ValueError(f"model {spec!r}: {error}") from error
+    return model
 
 
 def _bundled(name: str, *, with_weights: bool) -> nn.Module:
@@ -367,8 +400,9 @@ def _unknown_model(name: str) -> str:
             f"give FILE.py:factory as the model and {name} as the checkpoint"
         )
     return (
-        f"model: expected one of {', '.join(model_names())}, FILE.py:factory or package.module:factory, "
-        f"got {name!r}{_checks.nearest(name, model_names())}"
+        f"model: expected one of {', '.join(model_names())}, FILE.py:factory, package.module:factory, "
+        f"torchvision:NAME, timm:NAME or robustbench:DATASET/THREAT_MODEL/NAME, "
+        f"got {name!r}{_checks.nearest(name, [*model_names(), *LIBRARIES, _ZOO])}"
     )
 
 
@@ -431,7 +465,8 @@ def _module_of_name(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise ValueError(f"model: importing {name!r} raised {type(error).__name__}: {error}") from error
+        near = _checks.nearest(name, [*LIBRARIES, _ZOO])
+        raise ValueError(f"model: importing {name!r} raised {type(error).__name__}: {error}{near}") from error
 
 
 def _callables(module: ModuleType) -> list[str]:
@@ -464,19 +499,40 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         ValueError: if it cannot be read as weights, or does not fit the model (naming the keys).
     """
     path = Path(path)
+    _fit(model, _unwrap(read_checkpoint(path), path), source=str(path))
+
+
+def read_checkpoint(path: str | Path) -> object:
+    """Read a checkpoint as data: code in it is refused, not run.
+
+    Args:
+        path: a ``.safetensors`` file, or one written by ``torch.save``.
+
+    Returns:
+        What it holds: a state dict, or whatever holds one.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if it is empty, an HTML page, truncated, in another format, or holds pickled code.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: there is no file {str(path)!r}")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
+    if not path.stat().st_size:
         raise ValueError(f"checkpoint {str(path)!r} is empty")
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+    if is_html(path):
         raise ValueError(
             f"checkpoint {str(path)!r} is an HTML page, not weights: the download was answered with a web "
             "page (a login or an error); open it in a browser, and download the file again"
         )
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    _fit(model, _unwrap(state, path), source=str(path))
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def is_html(path: str | Path) -> bool:
+    """Whether a file begins as a web page does: what a download often brings in place of weights."""
+    with Path(path).open("rb") as file:
+        head = file.read(512)
+    return head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml"))
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
@@ -503,8 +559,11 @@ def _read_torch(path: Path) -> object:
                 "code, and is refused: save the weights alone, by torch.save(model.state_dict(), FILE)"
             ) from error
         # Torch's own text would advise to run whatever the file contains.
-        unknown = isinstance(error, pickle.UnpicklingError)
-        reason = "unknown pickle" if unknown else str(error).partition("\n")[0][:160] or type(error).__name__
+        reason = str(error).partition("\n")[0][:160] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "unknown pickle"
+        elif isinstance(error, OSError):  # a seek to where the file should go on
+            reason = "its end is missing"
         raise ValueError(
             f"checkpoint {str(path)!r} cannot be read as a torch state dict ({reason}): "
             "it is truncated or in another format; download or save it again"

@@ -1,11 +1,38 @@
-"""Make a model ready to be attacked, and give it back as it was."""
+"""Make a model ready to be attacked, cheap to attack, and give it back as it was.
+
+Gradients may come from a faster version of a model: batch norms folded, another memory layout, bfloat16.
+What is reported never does: success and logits are those of the original model in float32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from .folding import Pair, find_pairs, fold, has_hooks, refold
+from .types import Model
+
+logger = logging.getLogger(__name__)
+
+#: What gradients are computed in; ``"auto"`` is resolved by :func:`choose_precision`.
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+_CASTS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights times pixels, about the multiply-adds of a convolutional net: below it, a pass costs less than
+# what could be saved on it. The bundled digits nets lie at 3 million, a small CIFAR-10 net at 500.
+_WORTHWHILE = 2**24
+# A wrongly folded model is off by the size of its logits, a right one by float32 rounding.
+_AGREEMENT = 1e-3
+_COMPARED = 4
 
 
 @contextmanager
@@ -37,3 +64,364 @@ def evaluating(*models: object) -> Iterator[None]:
             module.training = mode
         for weight, flag in grads:
             weight.requires_grad_(flag)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute in float32 where float32 is said: no TF32, no bfloat16 inside of products, no autocast."""
+    products = torch.get_float32_matmul_precision()
+    # Newer versions of torch have one more setting, which those that say nothing themselves take over.
+    switches = [(torch.backends.cudnn, "allow_tf32", False), (torch.backends, "fp32_precision", "ieee")]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches if hasattr(owner, name)]
+    try:
+        if products != "highest":
+            torch.set_float32_matmul_precision("highest")
+        for owner, name, value in switches[: len(before)]:
+            setattr(owner, name, value)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        if products != "highest":
+            torch.set_float32_matmul_precision(products)
+
+
+class Cast(nn.Module):
+    """A model under autocast, with logits in at least float32, in the memory layout convolutions like.
+
+    Args:
+        model: maps inputs ``(N, ...)`` to logits ``(N, C)``.
+        precision: ``"float32"`` for no autocast, ``"bfloat16"`` or ``"float16"``.
+        channels_last: hand images ``(N, channels, H, W)`` over with their channels last in memory.
+    """
+
+    def __init__(self, model: nn.Module, precision: str = "float32", *, channels_last: bool = True) -> None:
+        super().__init__()
+        self.model, self.dtype, self.channels_last = model, _CASTS[precision], channels_last
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(N, C)`` of inputs ``(N, ...)``."""
+        if self.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if self.dtype is None:
+            logits: Tensor = self.model(inputs)
+        else:
+            with torch.autocast(inputs.device.type, self.dtype):
+                logits = self.model(inputs)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+class Prepared(nn.Module):
+    """What :func:`prepare` returns: a cheaper way to compute a model's logits and input gradients.
+
+    It holds no weights of its own: every call folds those that its original has then, so an optimiser's
+    step, ``load_state_dict`` or a write into ``.data`` is never missed. An attack that is given a prepared
+    model takes its :attr:`original`, and prepares that as its own ``precision`` says.
+
+    Attributes:
+        original: the model it was made of.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        precision: str,
+        *,
+        fuse: bool,
+        channels_last: bool,
+        compiler: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.original, self.precision = original, precision
+        self.fuse, self.channels_last = fuse, channels_last
+        self._compiler, self._compared = compiler, False
+        self._kept: tuple[list[int], nn.Module, _Compiled] | None = None
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The convolutions and batch norms that are folded, by their names in the original."""
+        return _pairs(self.original) if self.fuse else []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(N, C)`` of inputs ``(N, ...)``, in at least float32."""
+        with evaluating(self.original):
+            logits: Tensor = self.snapshot(inputs)(inputs)
+        return logits
+
+    def snapshot(self, inputs: Tensor) -> nn.Module:
+        """The model as it is now, ready for many passes; to be used while its weights stay as they are.
+
+        The first time, the folded model is compared with the original on up to 4 of the ``inputs``
+        (one forward pass of each): where they differ, the original is used, and the log says so once.
+        The original must be held in eval mode meanwhile (:func:`evaluating`).
+        """
+        if self._compiler is None:
+            return self._cast(self._folded(inputs))
+        # A compiler works for one set of tensors, into which later weights are written.
+        tensors = [id(tensor) for tensor in (*self.original.parameters(), *self.original.buffers())]
+        if self._kept is not None and self._kept[0] == tensors and self._kept[1] is not self.original:
+            refold(self._kept[1], self.original, self.pairs)
+        elif self._kept is None or self._kept[0] != tensors:
+            net = self._folded(inputs)
+            self._kept = tensors, net, _Compiled(self._cast(net), self._compiler)
+        return self._kept[2]
+
+    def _cast(self, net: nn.Module) -> Cast:
+        return Cast(net, self.precision, channels_last=self.channels_last)
+
+    def _folded(self, inputs: Tensor) -> nn.Module:
+        if not self.pairs:
+            return self.original
+        folded = fold(self.original, self.pairs)
+        if not self._compared and not self._agrees(folded, inputs[:_COMPARED]):
+            self.fuse, folded = False, self.original
+        self._compared = True
+        return folded
+
+    def _agrees(self, folded: nn.Module, probe: Tensor) -> bool:
+        before = {id(module): dict(vars(module)) for module in folded.modules()}
+        try:
+            with torch.no_grad(), full_float32():
+                expected, found = self.original(probe), folded(probe)
+            same = bool(((found - expected).abs() <= _AGREEMENT * expected.abs().max()).all())
+            reason = "its logits differ from the original's"
+        except Exception as error:  # whatever a user's code raises on a model that was changed
+            same, reason = False, str(error)
+        if same and any(_keeps_state(module, before[id(module)]) for module in folded.modules()):
+            same, reason = False, "a forward pass changes the model's attributes, which a copy would miss"
+        if not same:
+            _say_once(self.original, f"batch norms are not folded: {reason}")
+        return same
+
+
+def _keeps_state(module: nn.Module, before: dict[str, Any]) -> bool:
+    after = vars(module)
+    return after.keys() != before.keys() or any(after[key] is not before[key] for key in before)
+
+
+class _Compiled(nn.Module):
+    """A compiled model, or the model itself from the first failure of the compiler on."""
+
+    def __init__(self, model: nn.Module, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.compiled: Callable[[Tensor], Tensor] | None = torch.compile(model, **options)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.compiled is not None:
+            try:
+                return self.compiled(inputs)
+            except Exception as error:  # compilers fail in many ways, and none is the user's affair
+                self.compiled = None
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                _say_once(self.model, f"the model is not compiled: {reason}")
+        logits: Tensor = self.model(inputs)
+        return logits
+
+
+def prepare(
+    model: nn.Module,
+    *,
+    precision: str = "float32",
+    fuse: bool = True,
+    channels_last: bool = True,
+    compile: bool | str = False,
+    cuda_graphs: bool = False,
+) -> Prepared:
+    """A version of a model whose logits and input gradients are cheaper, in eval mode; the model stays as is.
+
+    Batch norms are folded into the convolutions before them wherever the model's graph shows that nothing
+    else takes the convolution's output. Hooks, shared modules, parametrizations, subclasses of the layers,
+    and a module whose forward can't be traced are left alone; the log says once what was given up and why.
+    An attack does this by itself (:class:`art_logits.TemperaturePGD`, ``precision``), and measures
+    success on the original.
+
+    Args:
+        model: maps inputs ``(N, ...)`` to logits ``(N, C)``.
+        precision: what convolutions and products are computed in: ``"float32"``, ``"bfloat16"`` or, on a GPU,
+            ``"float16"``. Weights stay as they are, logits come back in float32; a float64 model stays one.
+        fuse: fold batch norms.
+        channels_last: give images to the model with their channels last in memory, which most convolutions
+            compute faster.
+        compile: hand the result to :func:`torch.compile`, by its default backend or the one named. It pays
+            after many passes only: compiling takes seconds to minutes.
+        cuda_graphs: compile with CUDA graphs (``mode="reduce-overhead"``); needs a GPU.
+
+    Returns:
+        A module that computes what ``model`` does at the moment of each call, up to rounding. Its gradients
+        reach the inputs, not the weights.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: an unknown precision, or one that the model's device does not have.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    >>> fast = prepare(net)
+    >>> fast.pairs
+    [Pair(convolution='0', norm='1')]
+    >>> x = torch.rand(2, 1, 4, 4)
+    >>> torch.allclose(fast(x), net.eval()(x), atol=1e-5)
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _checks.choice("precision", precision, _CASTS)
+    model = original_of(model)
+    on_gpu = any(weight.is_cuda for weight in model.parameters())
+    if not on_gpu and (precision == "float16" or cuda_graphs):
+        what = "precision 'float16'" if precision == "float16" else "cuda_graphs"
+        raise ValueError(f"{what} needs a model on a GPU: move it there, or use bfloat16 or float32")
+    compiler: dict[str, Any] | None = None
+    if compile or cuda_graphs:
+        compiler = {"mode": "reduce-overhead"} if cuda_graphs else {}
+        compiler |= {"backend": compile} if isinstance(compile, str) else {}
+    return Prepared(
+        model,
+        "float32" if _is_double(model) else precision,
+        fuse=fuse,
+        channels_last=channels_last and _is_convolutional(model),
+        compiler=compiler,
+    )
+
+
+def original_of(model: Any) -> Any:
+    """The model itself, or the one that a prepared one was made of."""
+    return model.original if isinstance(model, Prepared) else model
+
+
+def gradient_model(model: Model, inputs: Tensor, precision: str, *, fuse: bool) -> nn.Module | None:
+    """What an attack takes its gradients from, or None for the model itself, where nothing is to be gained.
+
+    Args:
+        model: the original, held in eval mode (:func:`evaluating`).
+        inputs: ``(N, ...)``, what is going to be attacked.
+        precision: ``"float32"`` or ``"bfloat16"``.
+        fuse: whether the model may be folded and its memory layout changed; done where the model is large
+            enough for it to pay, by its weights and the size of an input.
+    """
+    if not isinstance(model, nn.Module) or inputs.dtype == torch.float64 or _is_double(model):
+        return None
+    fuse = fuse and _is_worthwhile(model, inputs)
+    if not fuse and precision == "float32":
+        return None
+    prepared = prepare(model, precision=precision, fuse=fuse, channels_last=fuse)
+    if precision == "float32" and not prepared.pairs and not prepared.channels_last:
+        return None
+    return prepared.snapshot(inputs)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What can be known of a model without running it
+
+_known_pairs: weakref.WeakKeyDictionary[nn.Module, tuple[object, list[Pair]]] = weakref.WeakKeyDictionary()
+_said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def _say_once(model: nn.Module, text: str) -> None:
+    said = _said.setdefault(model, set())
+    if text not in said:
+        said.add(text)
+        logger.warning("%s: %s", type(model).__name__, text)
+
+
+def _pairs(model: nn.Module) -> list[Pair]:
+    """What can be folded, found once for a model as long as its modules stay the same."""
+    if has_hooks(model):
+        _say_once(model, "batch norms are not folded: the model has hooks")
+        return []
+    structure = tuple((name, id(module), type(module)) for name, module in model.named_modules())
+    known = _known_pairs.get(model)
+    if known is None or known[0] != structure:
+        try:
+            pairs = find_pairs(model)
+        except Exception as error:  # an attack must not fail because its model is unusual
+            _say_once(model, f"batch norms are not folded: {error}")
+            pairs = []
+        _known_pairs[model] = known = structure, pairs
+    return list(known[1])
+
+
+def _is_double(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return any(tensor.dtype == torch.float64 for tensor in tensors)
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    """Whether most weights are those of two-dimensional convolutions."""
+    weights = sum(weight.numel() for weight in model.parameters())
+    kernels = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    return 2 * kernels > weights
+
+
+def _is_worthwhile(model: nn.Module, inputs: Tensor) -> bool:
+    positions = inputs[0, 0].numel() if inputs.ndim > 2 else 1
+    return sum(weight.numel() for weight in model.parameters()) * positions >= _WORTHWHILE
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Which precision pays
+
+PROBE = 16  # samples; fewer are attacked in less time than a probe takes
+_PAYS = 1.2  # times as fast
+_chosen: weakref.WeakKeyDictionary[nn.Module, dict[object, Precision]] = weakref.WeakKeyDictionary()
+
+
+def choose_precision(model: Model, inputs: Tensor, *, fuse: bool = True) -> Precision:
+    """The precision that ``"auto"`` stands for: bfloat16 where a short probe finds it right and faster.
+
+    The probe takes up to three passes forward and backward over 16 samples in each precision, and is done
+    once per model, device and shape. bfloat16 must be 1.2 times as fast, its logits and gradients finite,
+    and its predictions those of float32 on at least 9 of 10 samples. Plain callables, float64 models, models
+    so small that nothing could be saved, and fewer than 16 samples get float32 without a probe.
+
+    Args:
+        model: the model.
+        inputs: ``(N, ...)``, what is going to be attacked.
+        fuse: whether gradients may come from a folded model.
+
+    Returns:
+        ``"float32"`` or ``"bfloat16"``.
+    """
+    if not isinstance(model, nn.Module) or inputs.dtype != torch.float32 or _is_double(model):
+        return "float32"
+    if not _is_worthwhile(model, inputs):
+        return "float32"
+    key = (tuple(inputs.shape[1:]), inputs.device, fuse)
+    known = _chosen.setdefault(model, {})
+    if key not in known:
+        if len(inputs) < PROBE:
+            return "float32"
+        with torch.inference_mode(False), evaluating(model):
+            known[key] = _probe(model, inputs[:PROBE].detach(), fuse)
+    return known[key]
+
+
+def _probe(model: nn.Module, inputs: Tensor, fuse: bool) -> Precision:
+    seconds, logits = {}, {}
+    for precision in ("float32", "bfloat16"):
+        net = prepare(model, precision=precision, fuse=fuse).snapshot(inputs)
+        try:
+            seconds[precision], logits[precision], finite = _time_passes(net, inputs)
+        except RuntimeError as error:  # a device or a layer that has no such kernels
+            if precision == "float32":
+                raise
+            _say_once(model, f"no bfloat16: {str(error).splitlines()[0]}")
+            return "float32"
+    agreed = (logits["float32"].argmax(dim=1) == logits["bfloat16"].argmax(dim=1)).float().mean()
+    faster = seconds["bfloat16"] * _PAYS < seconds["float32"]
+    return "bfloat16" if finite and faster and float(agreed) >= 0.9 else "float32"
+
+
+def _time_passes(net: nn.Module, inputs: Tensor) -> tuple[float, Tensor, bool]:
+    """Seconds of a pass forward and backward, its logits, and whether all that came out is finite."""
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        with torch.enable_grad():
+            probe = inputs.clone().requires_grad_()
+            logits = net(probe)
+            (grad,) = torch.autograd.grad(logits.sum(), probe)
+        finite = bool(logits.isfinite().all()) and bool(grad.isfinite().all())
+        best = min(best, time.perf_counter() - began)
+    return best, logits.detach(), finite

@@ -1,4 +1,4 @@
-"""Attacks by name: ``pgd``, ``temperature-pgd:steps=50,restarts=2``, ``torchattacks:PGD``.
+"""Attacks by name: ``pgd``, ``temperature-pgd:steps=50``, ``autoattack``, ``torchattacks:PGD``.
 
 Those of hosts are made by the plugins, which are imported when a spec asks for one.
 """
@@ -17,6 +17,7 @@ from .balls import BALLS
 
 __all__ = [
     "ATTACKS",
+    "AUTOATTACK",
     "HOSTS",
     "Threat",
     "free_name",
@@ -25,6 +26,8 @@ __all__ = [
     "parse_number",
     "read_boolean",
     "read_integer",
+    "read_options",
+    "split_options",
     "unknown_option",
 ]
 
@@ -97,7 +100,12 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "keep": str,
     "seed": read_integer,
     "momentum": parse_number,
+    "precision": str,
+    "fuse": read_boolean,
 }
+
+# What AutoAttack can be told beside norm, eps and seed.
+_AUTOATTACK_OPTIONS: dict[str, Callable[[str], Any]] = {"version": str, "batch_size": read_integer}
 
 # What every attack can be told.
 _THREAT = {key: _OPTIONS[key] for key in ("norm", "eps", "seed")}
@@ -120,6 +128,15 @@ ATTACKS: dict[str, Callable[[float], dict[str, Any]]] = {
 }
 """Name of each preset, to its arguments of :class:`TemperaturePGD` at a radius."""
 
+
+AUTOATTACK: dict[str, dict[str, Any]] = {
+    "autoattack": {},
+    **{
+        part: {"attacks_to_run": [part]}
+        for part in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+    },
+}
+"""AutoAttack and its parts by name, to arguments of ``art_logits.plugins.robustbench.AutoAttack``."""
 
 HOSTS: dict[str, str] = {
     "torchattacks": "art_logits.plugins.torchattacks_specs",
@@ -154,6 +171,9 @@ def parse_attack(
         defaults of :class:`TemperaturePGD`. Like every attack here, both stop a sample at its first success
         and otherwise keep the best iterate. Keys: the fields of :class:`TemperaturePGD` except ``bounds``
         and ``targeted``.
+        ``autoattack``, AutoAttack's standard version, and its parts ``apgd-ce``, ``apgd-dlr``, ``apgd-t``,
+        ``fab``, ``fab-t``, ``square``. Keys: ``norm``, ``eps``, ``seed``, ``batch_size``, and ``version`` of
+        ``autoattack``.
         ``torchattacks:CLASS`` and ``art:CLASS``, attacks of these hosts. Keys: ``norm``, ``eps``, ``seed``
         and the class's own, such as ``torchattacks:PGD:steps=50,random_start=false``.
 
@@ -190,7 +210,7 @@ def parse_attack(
         kind, colon, text = text.partition(":")
         if not kind:
             raise ValueError(f"attack {spec!r}: name the class too, as {head}:CLASS")
-    options = _split_options(text, spec) if colon else {}
+    options = split_options(text, spec) if colon else {}
     if options.get("norm", norm) != norm and "eps" not in options:
         raise ValueError(f"attack {spec!r} changes the norm and must give its eps too: norm=...,eps=...")
     attack = make(kind or head, options, Threat(norm, eps, bounds, seed), spec)
@@ -205,9 +225,11 @@ def _maker(head: str, spec: str) -> _Maker:
     """What makes the attacks of a name, or of a host."""
     if head in ATTACKS:
         return _own
+    if head in AUTOATTACK:
+        return _autoattack
     if head in HOSTS:
         return lambda kind, options, threat, spec: _of_host(head, kind, options, threat, spec)
-    known = [*ATTACKS]
+    known = [*ATTACKS, *AUTOATTACK]
     hosts = ", ".join(f"{host}:CLASS" for host in HOSTS)
     near = _checks.nearest(head, [*known, *HOSTS])
     raise ValueError(f"attack must be one of {', '.join(known)}, {hosts}, got {spec!r}{near}")
@@ -215,13 +237,33 @@ def _maker(head: str, spec: str) -> _Maker:
 
 def _own(preset: str, texts: dict[str, str], threat: Threat, spec: str) -> TemperaturePGD:
     """One of our presets."""
-    given = _read_options(texts, _OPTIONS, spec)
+    given = read_options(texts, _OPTIONS, spec)
     options = {"norm": threat.norm, "eps": threat.eps, "seed": threat.seed, **given}
     arguments = {**ATTACKS[preset](options["eps"]), "bounds": threat.bounds, **options}
     try:
         return TemperaturePGD(**arguments)
     except (TypeError, ValueError) as error:
         raise type(error)(f"attack {spec!r}: {error}") from error
+
+
+def _autoattack(name: str, texts: dict[str, str], threat: Threat, spec: str) -> Callable[..., Any]:
+    """AutoAttack or a part of it."""
+    threat = _threat(texts, threat, spec)
+    known = dict(_AUTOATTACK_OPTIONS)
+    if AUTOATTACK[name]:
+        del known["version"]  # a part is a version of its own
+    options = read_options(texts, known, spec)
+    if tuple(threat.bounds) != (0.0, 1.0):
+        raise ValueError(f"attack {spec!r} needs inputs in [0, 1], got bounds {tuple(threat.bounds)}")
+    plugin = importlib.import_module("art_logits.plugins.robustbench")
+    arguments = {**AUTOATTACK[name], **options}
+    try:
+        attack: Callable[..., Any] = plugin.AutoAttack(
+            norm=threat.norm, eps=threat.eps, seed=threat.seed, **arguments
+        )
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"attack {spec!r}: {error}") from error
+    return attack
 
 
 def _of_host(host: str, kind: str, texts: dict[str, str], threat: Threat, spec: str) -> Callable[..., Any]:
@@ -235,7 +277,7 @@ def _of_host(host: str, kind: str, texts: dict[str, str], threat: Threat, spec: 
 def _threat(texts: dict[str, str], default: Threat, spec: str) -> Threat:
     """Norm, radius and seed of a spec, which are taken out of its options."""
     texts_of_threat = {key: texts.pop(key) for key in _THREAT if key in texts}
-    given = _read_options(texts_of_threat, _THREAT, spec)
+    given = read_options(texts_of_threat, _THREAT, spec)
     threat = default._replace(**given)
     try:
         _checks.choice("norm", threat.norm, BALLS)
@@ -279,36 +321,64 @@ def free_name(name: str, taken: Container[str]) -> str:
     return free
 
 
-def _split_options(text: str, spec: str) -> dict[str, str]:
-    """The ``key=value`` pairs of a spec."""
+def split_options(text: str, spec: str, what: str = "attack") -> dict[str, str]:
+    """The ``key=value`` pairs of a spec.
+
+    Args:
+        text: the pairs, between commas.
+        spec: the whole spec, for messages.
+        what: what the spec names.
+
+    Returns:
+        Values as text, in the order given.
+
+    Raises:
+        ValueError: for anything that is no such pair, and for a key given twice.
+
+    >>> split_options("steps=50,eps=0.1", "pgd:steps=50,eps=0.1")
+    {'steps': '50', 'eps': '0.1'}
+    """
     options: dict[str, str] = {}
     for pair in text.split(","):
         key, equals, value = pair.partition("=")
         if not equals or not value:
-            raise ValueError(f"attack {spec!r}: expected key=value after the colon, got {pair!r}")
+            raise ValueError(f"{what} {spec!r}: expected key=value after the colon, got {pair!r}")
         if key in options:
-            raise ValueError(f"attack {spec!r}: the option {key!r} was given twice")
+            raise ValueError(f"{what} {spec!r}: the option {key!r} was given twice")
         options[key] = value
     return options
 
 
-def _read_options(
-    texts: Mapping[str, str], known: Mapping[str, Callable[[str], Any]], spec: str
+def read_options(
+    texts: Mapping[str, str], known: Mapping[str, Callable[[str], Any]], spec: str, what: str = "attack"
 ) -> dict[str, Any]:
-    """Options as their fields demand."""
+    """Options as their fields demand.
+
+    Args:
+        texts: options as text.
+        known: every option there is, to what reads it.
+        spec: the whole spec, for messages.
+        what: what the spec names.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: for an unknown option (naming the nearest), or a value that cannot be read.
+    """
     options: dict[str, Any] = {}
     for key, text in texts.items():
         if key not in known:
-            raise ValueError(unknown_option(spec, key, known))
+            raise ValueError(unknown_option(spec, key, known, what))
         try:
             options[key] = known[key](text)
         except ValueError as error:
-            raise ValueError(f"attack {spec!r}: option {key!r}: {error}") from error
+            raise ValueError(f"{what} {spec!r}: option {key!r}: {error}") from error
     return options
 
 
-def unknown_option(spec: str, key: str, known: Iterable[str]) -> str:
-    """The message for an option that an attack does not have, naming the nearest ones."""
+def unknown_option(spec: str, key: str, known: Iterable[str], what: str = "attack") -> str:
+    """The message for an option that an attack or a model does not have, naming the nearest ones."""
     known = list(known)
     near = _checks.nearest(key, known)
-    return f"attack {spec!r}: the option must be one of {', '.join(known)}, got {key!r}{near}"
+    return f"{what} {spec!r}: the option must be one of {', '.join(known)}, got {key!r}{near}"

@@ -5,6 +5,7 @@ On disk a run is a folder::
     DIR/manifest.json               what was run ("identity"), with which versions, at what cost
     DIR/records/part-00000.parquet  rows, in the order of the parts
     DIR/records/part-00001.parquet
+    DIR/thumbnails/part-00000.parquet   small pictures of some of the rows, for reports (only of images)
 
 Every file is written under a temporary name in its own folder, flushed to the disk and renamed, so a
 reader sees a whole file or none, and an interrupted run keeps the parts it finished.
@@ -12,7 +13,8 @@ reader sees a whole file or none, and an interrupted run keeps the parts it fini
 Columns, for ``C`` classes: ``sample_id``, ``label``, ``clean_prediction`` (int64) and ``clean_logits``
 (``C`` float32); for each attack ``A``: ``A.prediction`` (int64), ``A.success`` (bool), ``A.distance``
 (float32, in the attack's norm), ``A.logits`` (``C`` float32), ``A.forwards``, ``A.backwards`` and
-``A.zero_gradients`` (int32); with a reference model all but the first two again, prefixed ``reference.``.
+``A.zero_gradients`` (int32), and ``A.success_8bit`` (bool: success also of the inputs rounded to 8 bits; not
+in records of earlier versions); with a reference model all but the first two again, prefixed ``reference.``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,17 +44,31 @@ else:
     pa = require("pyarrow", extra="evaluate")
     pq = require("pyarrow.parquet", extra="evaluate")
 
-__all__ = ["FORMAT", "Records", "RecordsWriter", "check_attack_name", "records_schema"]
+__all__ = [
+    "FORMAT",
+    "THUMBNAILS_PER_KIND",
+    "Records",
+    "RecordsWriter",
+    "best_thumbnails",
+    "check_attack_name",
+    "records_schema",
+    "thumbnails_schema",
+]
 
 FORMAT = 1
 """Version of the layout on disk; a reader refuses every other."""
+
+THUMBNAILS_PER_KIND = 6
+"""How many samples are kept as pictures for each reason to show one, in a part and in a run."""
 
 ModelName = Literal["model", "reference"]
 
 _MANIFEST = "manifest.json"
 _FOLDER = "records"
+_PICTURES = "thumbnails"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_ROUNDED = ".success_8bit"
 _RESERVED = ("reference", "clean")
 _DEFAULT_PART_SIZE = 512
 
@@ -113,8 +130,51 @@ def records_schema(attacks: Sequence[str], num_classes: int, *, reference: bool 
                 (f"{name}.forwards", pa.int32()),
                 (f"{name}.backwards", pa.int32()),
                 (f"{name}.zero_gradients", pa.int32()),
+                (f"{name}{_ROUNDED}", pa.bool_()),
             ]
     return pa.schema(fields)
+
+
+def thumbnails_schema() -> pa.Schema:
+    """Columns and types of the thumbnails of a run: one row per sample and reason to show it.
+
+    Returns:
+        ``kind`` (why it is shown), ``score`` (how well it stands for that; the larger the better),
+        ``sample_id``, ``attack`` (the one that made ``adversarial``), three PNG files ``clean``,
+        ``adversarial`` and ``difference`` (amplified: middle grey is 0, the ends are
+        ``-+ largest_difference``), and ``largest_difference`` in the unit of the inputs.
+
+    >>> thumbnails_schema().names[:3]
+    ['kind', 'score', 'sample_id']
+    """
+    return pa.schema(
+        [
+            ("kind", pa.string()),
+            ("score", pa.float32()),
+            ("sample_id", pa.int64()),
+            ("attack", pa.string()),
+            ("clean", pa.binary()),
+            ("adversarial", pa.binary()),
+            ("difference", pa.binary()),
+            ("largest_difference", pa.float32()),
+        ]
+    )
+
+
+def best_thumbnails(table: pa.Table, limit: int = THUMBNAILS_PER_KIND) -> NDArray[np.int64]:
+    """The rows of the highest score of each kind.
+
+    Args:
+        table: of :func:`thumbnails_schema`, such as the parts of a run brought together.
+        limit: how many of each kind.
+
+    Returns:
+        Their indices in ``table``, ascending; of equal scores the first.
+    """
+    kinds = np.asarray(table.column("kind").to_pylist(), dtype=str)
+    order = np.argsort(-table.column("score").to_numpy(), kind="stable")
+    chosen = [order[kinds[order] == kind][:limit] for kind in np.unique(kinds)]
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *chosen]))
 
 
 class Records:
@@ -123,15 +183,22 @@ class Records:
     Args:
         table: a ``pyarrow.Table`` with the columns of :func:`records_schema`; further columns are kept.
         manifest: what was run; ``identity.class_names`` and the hashes in it are read here and in analysis.
+        thumbnails: pictures of some of the samples, of :func:`thumbnails_schema`; default none.
 
     Raises:
         ValueError: no rows, a column that is missing, null or of another type, an attack's name that cannot
-            be one, labels outside ``[0, C)``, or class names that are not ``C``.
+            be one, labels outside ``[0, C)``, class names that are not ``C``, or thumbnails of other columns.
     """
 
-    def __init__(self, table: pa.Table, manifest: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        manifest: Mapping[str, Any] | None = None,
+        thumbnails: pa.Table | None = None,
+    ) -> None:
         _check_table(table)
         self.table = table
+        self.thumbnails = _checked_thumbnails(thumbnails)
         self.manifest: dict[str, Any] = dict(manifest or {})
         names = self._identity.get("class_names")
         if names is not None and len(names) != self.num_classes:
@@ -140,12 +207,18 @@ class Records:
             )
 
     @classmethod
-    def from_parts(cls, tables: Iterable[pa.Table], manifest: Mapping[str, Any] | None = None) -> Records:
+    def from_parts(
+        cls,
+        tables: Iterable[pa.Table],
+        manifest: Mapping[str, Any] | None = None,
+        thumbnails: Iterable[pa.Table] = (),
+    ) -> Records:
         """Concatenate parts in memory.
 
         Args:
             tables: tables of one schema, in the order of their rows.
             manifest: as for the class.
+            thumbnails: of the parts that have any, in the same order; the best of each kind are kept.
 
         Returns:
             The records of all parts.
@@ -163,7 +236,8 @@ class Records:
                 raise ValueError(
                     f"tables: expected parts of one schema, but part {index} differs in {columns}"
                 )
-        return cls(pa.concat_tables(parts), manifest)
+        pictures = pa.concat_tables([thumbnails_schema().empty_table(), *thumbnails])
+        return cls(pa.concat_tables(parts), manifest, pictures.take(best_thumbnails(pictures)))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], *, partial: bool = False) -> Records:
@@ -182,7 +256,7 @@ class Records:
                 is false), or parts are missing, corrupt or inconsistent.
         """
         folder = Path(directory)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         parts = _finished_parts(folder)
         if not manifest.get("complete") and not partial:
             raise ValueError(
@@ -193,7 +267,14 @@ class Records:
             _check_contiguous(folder, parts)
         if not parts:
             raise ValueError(f"{folder / _FOLDER} holds no finished part; run the evaluation again")
-        records = cls.from_parts((_read_part(folder, part) for part in sorted(parts)), manifest)
+        records = cls.from_parts(
+            (_read_part(folder, part) for part in sorted(parts)),
+            manifest,
+            (
+                _read_part(folder, part, _PICTURES)
+                for part in sorted(parts & _finished_parts(folder, _PICTURES))
+            ),
+        )
         if not partial:
             _check_rows(folder, records)
         return records
@@ -210,7 +291,7 @@ class Records:
         writer = RecordsWriter(Path(directory), self.manifest, resume=False)
         size = self._identity.get("part_size") or _DEFAULT_PART_SIZE
         for part, start in enumerate(range(0, len(self), size)):
-            writer.write(part, self.table.slice(start, size))
+            writer.write(part, self.table.slice(start, size), None if part else self.thumbnails)
         writer.finish(self.manifest.get("passes", {}))
 
     def __len__(self) -> int:
@@ -397,33 +478,53 @@ class RecordsWriter:
         self.out = Path(out)
         self.manifest = _plain({**manifest, "format": FORMAT, "complete": False})
         continues = self._continues(resume)
+        if continues:
+            self._adopt(read_manifest(self.out))
+        # Newest first: what a run without a finished part takes away again.
+        self._made = [] if continues else [p for p in self._folders() if not p.exists()]
+        self._fresh = not continues
         self._make_folder()
         self._lock = FolderLock(self.out)
-        try:
-            if continues:
-                self._adopt(_read_manifest(self.out))
-            else:
+        with ExitStack() as stack:
+            stack.push(self)
+            if not continues:
                 self._write_manifest()
             self._clean()
-        except BaseException:
+            stack.pop_all()
+
+    def __enter__(self) -> RecordsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; a fresh run that failed before its first part leaves nothing behind."""
+        if kind is not None and self._fresh and not self.finished_parts:
+            (self.out / _MANIFEST).unlink(missing_ok=True)
             self.close()
-            raise
+            for folder in self._made:
+                with suppress(OSError):  # somebody else's file lies there
+                    folder.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Let other processes write to the folder; a second call does nothing."""
         self._lock.release()
+
+    def _folders(self) -> list[Path]:
+        """The folders of the run, and those around it, from the inside."""
+        return [self.out / _PICTURES, self.out / _FOLDER, self.out, *self.out.parents]
 
     @property
     def finished_parts(self) -> set[int]:
         """Numbers of the parts that are on disk."""
         return _finished_parts(self.out)
 
-    def write(self, part: int, table: pa.Table) -> None:
+    def write(self, part: int, table: pa.Table, thumbnails: pa.Table | None = None) -> None:
         """Write one part.
 
         Args:
             part: its number, from 0; rows are read back in the order of the parts.
             table: its rows, with the columns of :func:`records_schema`.
+            thumbnails: pictures of some of them, of :func:`thumbnails_schema`.
 
         Raises:
             ValueError: ``part`` is negative or finished already, or ``table`` is not one of records.
@@ -431,12 +532,17 @@ class RecordsWriter:
         if part < 0 or part in self.finished_parts:
             raise ValueError(f"part: expected a number from 0 that is not finished yet, got {part}")
         _check_table(table)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        write_atomically(_part_path(self.out, part), buffer.getvalue().to_pybytes())
+        pictures = _checked_thumbnails(thumbnails)
+        # First: a part that is finished has its thumbnails.
+        if len(pictures):
+            (self.out / _PICTURES).mkdir(exist_ok=True)
+            _write_table(pictures, _part_path(self.out, part, _PICTURES))
+        _write_table(table, _part_path(self.out, part))
 
     def finish(self, passes: Mapping[str, Any]) -> Records:
         """Check that all parts are there, mark the run as complete, and read it.
+
+        Of the thumbnails of all parts the best of each kind are kept.
 
         Args:
             passes: what it cost, ``{"model": {"forwards": int, "backwards": int}, "reference": {...}}``.
@@ -450,6 +556,7 @@ class RecordsWriter:
         _check_contiguous(self.out, self.finished_parts)
         records = Records.load(self.out, partial=True)
         _check_rows(self.out, records)
+        self._prune()
         self.manifest = _plain({**self.manifest, "passes": dict(passes), "complete": True})
         self._write_manifest()
         self.close()
@@ -489,6 +596,20 @@ class RecordsWriter:
             _log.warning("resuming a run of other versions: %s", "; ".join(changed))
         self.manifest = stored
 
+    def _prune(self) -> None:
+        """Keep the best thumbnails of each kind; after an interruption this ends the same when repeated."""
+        parts = sorted(_finished_parts(self.out, _PICTURES))
+        tables = [_read_part(self.out, part, _PICTURES) for part in parts]
+        kept = best_thumbnails(pa.concat_tables([thumbnails_schema().empty_table(), *tables]))
+        start = 0
+        for part, table in zip(parts, tables, strict=True):
+            rows = kept[(kept >= start) & (kept < start + len(table))] - start
+            start += len(table)
+            if not len(rows):
+                _part_path(self.out, part, _PICTURES).unlink()
+            elif len(rows) < len(table):
+                _write_table(table.take(rows), _part_path(self.out, part, _PICTURES))
+
     def _make_folder(self) -> None:
         """The folder of the records, or an error that names the option."""
         try:
@@ -502,7 +623,7 @@ class RecordsWriter:
 
     def _clean(self) -> None:
         """Remove what an interrupted write left behind."""
-        for folder in (self.out, self.out / _FOLDER):
+        for folder in filter(Path.is_dir, (self.out, self.out / _FOLDER, self.out / _PICTURES)):
             for path in folder.iterdir():
                 if _TEMPORARY.fullmatch(path.name):
                     path.unlink(missing_ok=True)
@@ -529,7 +650,8 @@ def _check_table(table: pa.Table) -> None:
         _attack_names(names), logits.list_size, reference="reference.clean_logits" in names
     )
     for field in expected:
-        _check_column(table, field)
+        if field.name in names or not field.name.endswith(_ROUNDED):
+            _check_column(table, field)
     if not table.num_rows:
         raise ValueError("table: expected at least one row, got none")
     labels = table.column("label").to_numpy()
@@ -557,20 +679,39 @@ def _type_name(kind: pa.DataType) -> str:
     return str(kind)
 
 
-def _part_path(folder: Path, part: int) -> Path:
-    return folder / _FOLDER / f"part-{part:05d}.parquet"
+def _checked_thumbnails(table: pa.Table | None) -> pa.Table:
+    """The thumbnails, of their schema; an empty table for none."""
+    schema = thumbnails_schema()
+    if table is None:
+        return schema.empty_table()
+    if table.schema != schema:
+        raise ValueError(
+            f"thumbnails: expected the columns {', '.join(schema.names)} of thumbnails_schema(), "
+            f"got {', '.join(f'{field.name} ({field.type})' for field in table.schema)}"
+        )
+    return table
 
 
-def _finished_parts(folder: Path) -> set[int]:
-    records = folder / _FOLDER
-    if not records.is_dir():
+def _part_path(folder: Path, part: int, kind: str = _FOLDER) -> Path:
+    return folder / kind / f"part-{part:05d}.parquet"
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def _finished_parts(folder: Path, kind: str = _FOLDER) -> set[int]:
+    """Numbers of the parts of a kind (records or thumbnails) that are on disk."""
+    if not (folder / kind).is_dir():
         return set()
-    matches = (_PART.fullmatch(path.name) for path in records.iterdir())
+    matches = (_PART.fullmatch(path.name) for path in (folder / kind).iterdir())
     return {int(match.group(1)) for match in matches if match}
 
 
-def _read_part(folder: Path, part: int) -> pa.Table:
-    path = _part_path(folder, part)
+def _read_part(folder: Path, part: int, kind: str = _FOLDER) -> pa.Table:
+    path = _part_path(folder, part, kind)
     try:
         return pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
@@ -579,7 +720,16 @@ def _read_part(folder: Path, part: int) -> pa.Table:
         ) from error
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a run says of itself.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its manifest is no JSON, or of another format.
+    """
     path = folder / _MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: {path} is missing; give the --out of an evaluation")

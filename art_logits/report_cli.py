@@ -27,7 +27,7 @@ def report(
     """Make the tables and the report of a run again; needs neither model, nor data, nor GPU."""
     from .figures import write_figures
     from .records import Records
-    from .report import format_class_table, write_outputs
+    from .report import format_class_table, format_warnings, write_outputs
 
     records = Records.load(directory, partial=partial)
     folder = out or directory
@@ -36,6 +36,9 @@ def report(
     if figures:
         write_figures(records, folder / "figures")
     typer.echo(format_class_table(records))
+    warnings = format_warnings(records)
+    if warnings:
+        typer.echo(warnings)
     typer.echo(f"report: {folder / 'report.html'}")
 
 

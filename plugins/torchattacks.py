@@ -19,7 +19,7 @@ from art_logits import _checks
 from art_logits import steps as step_sizes
 from art_logits._extras import require
 from art_logits.attack import TemperaturePGD as _Core
-from art_logits.prepare import evaluating
+from art_logits.prepare import Precision, evaluating
 from art_logits.starts import generator, sample_hashes
 from art_logits.types import Bounds, Loss, Norm, StepSize, Temperature
 
@@ -81,6 +81,9 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
         keep: ``"best"`` returns each sample's best iterate, ``"last"`` the last one, as the host's PGD.
         seed: an integer >= 0 fixes random starts and random targets. None draws one integer per call from
             torch's generator, so that a second call starts elsewhere.
+        precision: of the gradients: ``"float32"``, bit by bit those of the model; ``"bfloat16"``, also with
+            batch norms folded; or ``"auto"``, the faster one by a short probe. Success is float32's in
+            any case. A model in training mode (``set_model_training_mode``) is attacked in float32.
 
     Shape:
         - images: ``(N, ...)``, floating point, in [0, 1]; normalised after ``set_normalization_used``.
@@ -106,6 +109,7 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
         stop_on_success: bool = False,
         keep: Literal["best", "last"] = "best",
         seed: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__("TemperaturePGD", model)
         self.supported_mode = ["default", "targeted"]
@@ -121,6 +125,7 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
         self.stop_on_success = stop_on_success
         self.keep = keep
         self.seed = seed
+        self.precision = precision
         self._core(0.0 if callable(eps) else self.eps, 0 if seed is None else seed)
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -157,7 +162,9 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
             eps = _checks.per_sample("eps", eps(images, labels), len(images))
         targets = self._targets(images, labels, seed) if self.targeted else None
         # get_logits, because it normalises. It is no module: the mode of the model stays the host's affair.
-        return self._core(eps, seed)(self.get_logits, images, labels, targets=targets).adv_inputs
+        plain = self.precision == "float32" or self._model_training
+        model = self.get_logits if plain else _Normalised(self)
+        return self._core(eps, seed)(model, images, labels, targets=targets).adv_inputs
 
     def _core(self, eps: float | Tensor, seed: int) -> _Core:
         """The core's attack, made anew for each call: users of the host assign to its attributes."""
@@ -177,6 +184,8 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
             stop_on_success=self.stop_on_success,
             keep=self.keep,
             seed=seed,
+            precision=self.precision,
+            fuse=self.precision != "float32",
         )
 
     def _draw_seed(self) -> int:
@@ -245,6 +254,25 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
                 save_type=save_type,
             )
         return figures if return_verbose else None
+
+
+class _Normalised(nn.Module):
+    """What the host's ``get_logits`` computes, as a module that can be prepared.
+
+    Args:
+        attack: the host's attack, whose model and normalisation these are.
+    """
+
+    def __init__(self, attack: Any) -> None:
+        super().__init__()
+        self.model, self.attack = attack.model, attack
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, C)`` of images in [0, 1]."""
+        if self.attack._normalization_applied is False:
+            images = self.attack.normalize(images)
+        logits: Tensor = self.model(images)
+        return logits
 
 
 def _of_norm(value: Any, of_norm: Mapping[str, Any], norm: object) -> Any:

@@ -40,6 +40,7 @@ def _columns(prefix: str, labels: Any, clean: Any, attacked: dict[str, Any]) -> 
             f"{prefix}{name}.forwards": np.full(n, 21),
             f"{prefix}{name}.backwards": np.full(n, 20),
             f"{prefix}{name}.zero_gradients": np.zeros(n),
+            f"{prefix}{name}.success_8bit": prediction != labels,
         }
     return columns
 
@@ -96,6 +97,31 @@ def random_table(make_table: Callable[..., Any]) -> Callable[..., Any]:
 
         clean, attacked = model()
         return make_table(labels, clean, attacked, reference=model() if reference else None, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def thumbnails() -> Callable[..., Any]:
+    """Builds thumbnails of samples, each for every kind; larger scores first unless they are given."""
+
+    def make(kinds: Sequence[str], sample_ids: Sequence[int], scores: Sequence[float] | None = None) -> Any:
+        import pyarrow as pa
+
+        from art_logits.album import png
+        from art_logits.records import thumbnails_schema
+
+        picture = png(torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)))
+        rows = [
+            {
+                **{"kind": kind, "score": score, "sample_id": identity, "attack": "pgd"},
+                **dict.fromkeys(("clean", "adversarial", "difference"), picture),
+                "largest_difference": 0.1,
+            }
+            for kind in kinds
+            for identity, score in zip(sample_ids, scores or range(len(sample_ids), 0, -1), strict=True)
+        ]
+        return pa.Table.from_pylist(rows, schema=thumbnails_schema())
 
     return make
 

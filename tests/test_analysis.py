@@ -282,37 +282,6 @@ def test_logit_frame_and_csv(records, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "logits.csv"), frame)
 
 
-def test_quantities_of_three_classes_by_hand(make_table, make_manifest):
-    # Cats 2 and 4, a dog 3, no frogs; the attack takes one from the winner of each and gives it to the next.
-    clean = [[2, 0, 0], [4, 1, 0], [0, 3, 0]]
-    attacked = [[1, 1, 0], [3, 2, 0], [1, 2, 0]]
-    table = make_table([0, 0, 1], clean, {"pgd": attacked})
-    report = logit_report(Records(table, make_manifest(class_names=["cat", "dog", "frog"])))
-    frame = report.by_class().set_index(["model", "condition", "quantity", "class"])
-    assert len(frame) == 2 * 5 * 3
-    cats = frame.loc[("model", "clean", "max_logit", "cat")]
-    assert cats.tolist() == approx([2, 3, 1, 2.1, 3, 3.9])  # n, mean, std, quantiles
-    assert frame.loc[("model", "adversarial", "logit_gap", "cat"), "mean"] == approx(0.5)
-    assert frame.loc[("model", "adversarial", "margin", "dog")].tolist() == approx([1, 1, 0, 1, 1, 1])
-    dog = 1 / (1 + 2 * math.exp(-3))
-    assert frame.loc[("model", "clean", "confidence", "dog"), "mean"] == approx(dog)
-    entropy = -dog * math.log(dog) - (1 - dog) * math.log((1 - dog) / 2)
-    assert frame.loc[("model", "clean", "entropy", "dog"), "mean"] == approx(entropy)
-    frogs = frame.loc[("model", "clean", "margin", "frog")]
-    assert frogs["n"] == 0
-    assert frogs.drop("n").isna().all()
-
-
-def test_classes_together_are_the_report(random_table):
-    report = logit_report(Records(random_table(50, 4, reference=True)))
-    parts = report.by_class()
-    parts["sum"] = parts["mean"].fillna(0) * parts["n"]
-    totals = parts.groupby(["model", "condition", "quantity"], sort=False)[["n", "sum"]].sum()
-    whole = report.to_frame().set_index(["model", "condition", "quantity"])
-    assert (totals["n"] == 50).all()
-    assert (totals["sum"] / 50).to_numpy() == approx(whole["mean"].to_numpy())
-
-
 def test_histogram_by_hand(make_table):
     clean = [[0, 0], [1, 0], [2, 0], [4, 0]]
     report = logit_report(Records(make_table([0, 0, 0, 0], clean, {})))

@@ -585,6 +585,8 @@ def test_defaults_are_the_documented_ones() -> None:
         "keep": "best",
         "seed": 0,
         "momentum": 0.0,
+        "precision": "auto",
+        "fuse": True,
     }
 
 

@@ -96,9 +96,12 @@ def test_page_says_what_changed_and_needs_nothing_from_outside(runs):
     text = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "better is robust on 91.7% of 24 shared samples, base on 50.0%: +41.7 points" in text
     assert "Classes that changed after Holm's correction: 1." in text.replace("&#39;", "'")
-    assert page.count('<tr class="worst">') == 1
-    assert "http" not in page
-    assert "<script" not in page
+    assert "Worst class: cat with 50.0% in the baseline, dog with 50.0% in this run." in text
+    assert page.count('<tr class="marked">') == 1
+    assert not re.search(r"https?:|@import|(src|href)=\"(?!#|data:)", page)
+    assert page.count("<script") == 1
+    assert page.count("<svg") == 2
+    assert "base net pgd 24 100.0% 50.0%" in text  # the overview of three runs
     assert "net; attacks pgd; 24 samples; art-logits evaluate" in text
 
 
@@ -107,6 +110,7 @@ def test_names_are_text_not_markup(make_run):
     page = render_comparison({EVIL: make_run(1, 1, **names), EVIL + "2": make_run(2, 2, **names)})
     assert EVIL not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 6
+    assert "Runs" not in page  # two runs need no overview
 
 
 def test_a_run_without_a_manifest_is_compared_too(random_table):
@@ -136,3 +140,15 @@ def test_refusals_name_the_runs_and_write_nothing(make_run, tmp_path):
     with pytest.raises(ValueError, match="runs: expected at least two to compare, got 1"):
         write_comparison({"one": runs["one"]}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_page_of_many_classes_folds_them(make_table):
+    labels = list(range(61)) * 2
+    clean = np.eye(61)[labels]
+    turned = clean.copy()
+    turned[[57, 118]] = clean[[0, 0]]
+    records = [Records(make_table(labels, clean, {"pgd": attacked})) for attacked in (clean, turned)]
+    text = render_comparison(dict(zip("ab", records, strict=True)))
+    assert "The 15 largest losses and the 5 largest gains of 61 classes; all of them below." in text
+    assert "The 40 largest changes. Robust accuracy" in text
+    assert "Classes: all 61 rows" in text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -107,7 +108,9 @@ def test_manifest_says_what_decides_the_result():
         Linear(), (inputs, labels), attacks={"mine": attack}, class_names="abc", command="art-logits", seed=4
     )
     identity = records.manifest["identity"]
-    assert identity["attacks"] == {"mine": json.loads(json.dumps(attack.config()))}
+    # On a model this small, "auto" is float32.
+    decided = {**attack.config(), "precision": "float32"}
+    assert identity["attacks"] == {"mine": json.loads(json.dumps(decided))}
     assert identity["class_names"] == ["a", "b", "c"]
     assert identity["data"] == {"name": "arrays", "hash": as_data((inputs, labels)).fingerprint(), "n": 10}
     assert identity["model"]["name"] == "Linear"
@@ -434,3 +437,40 @@ def test_progress_goes_to_stderr_and_only_on_demand(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "3/3" in err
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_thumbnails_do_not_depend_on_parts_batches_or_an_interruption(monkeypatch, net, images, tmp_path):
+    inputs = images(40)
+    labels = net(inputs).argmax(dim=1)
+    reference = copy.deepcopy(net)
+    with torch.no_grad():
+        reference[-1].weight.mul_(0.3).add_(0.05)
+    options = {"attacks": {"a": TemperaturePGD(eps=0.1, steps=2)}, "reference": reference}
+    expected = evaluate(net, (inputs, labels), **options).thumbnails
+    kinds = set(expected["kind"].to_pylist())
+    assert {"above_reference", "confident_falls"} <= kinds
+    assert len(expected) <= 6 * len(kinds)
+    calls = []
+    write = evaluation.RecordsWriter.write
+
+    def failing(self, part, table, thumbnails=None):
+        calls.append(part)
+        if len(calls) == 2:
+            raise InterruptError
+        write(self, part, table, thumbnails)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.RecordsWriter, "write", failing)
+        with pytest.raises(InterruptError):
+            evaluate(net, (inputs, labels), **options, out=tmp_path / "run")
+    resumed = evaluate(net, (inputs, labels), **options, out=tmp_path / "run", resume=True)
+    assert resumed.thumbnails.equals(expected)
+    assert Records.load(tmp_path / "run").thumbnails.equals(expected)
+    monkeypatch.setattr(evaluation, "PART_SIZE", 512)
+    whole = evaluate(net, (inputs, labels), **options, batch_size=7).thumbnails
+    shown = [
+        sorted(zip(*(t[c].to_pylist() for c in ("kind", "sample_id")), strict=True))
+        for t in (whole, expected)
+    ]
+    assert shown[0] == shown[1]

@@ -6,6 +6,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from art_logits import figures
+from art_logits.analysis import compare
 from art_logits.records import Records
 
 CAT, DOG, FROG = np.eye(3)
@@ -186,3 +187,22 @@ def test_style_leaves_matplotlib_as_it_was():
         assert matplotlib.rcParams["text.color"] == "red"
         assert matplotlib.rcParams["svg.hashsalt"] == "x"
     assert dict(matplotlib.rcParams) == before
+
+
+def test_changes_are_drawn_from_one_run_to_the_other(make_table, ax):
+    classes = [0] * 12 + [1] * 2
+    first, second = np.eye(2)[[0] * 12 + [1, 0]], np.eye(2)[[1] * 9 + [0] * 3 + [1, 1]]
+    runs = [Records(make_table(classes, np.eye(2)[classes], {"pgd": each})) for each in (first, second)]
+    assert figures.plot_changes(compare(*runs), ax, shown=[1, 0]) is ax
+    assert labels(ax.get_yticklabels()) == ["1", "0"]
+    lines, before, after = ax.collections
+    assert before.get_offsets().tolist() == [[50, 0], [100, 1]]
+    assert after.get_offsets().tolist() == [[100, 0], [25, 1]]
+    assert [segment.tolist() for segment in lines.get_segments()] == [
+        [[50, 0], [100, 0]],
+        [[100, 1], [25, 1]],
+    ]
+    # Nine of twelve are more than chance, one of two is not.
+    assert after.get_facecolors()[-1] == pytest.approx(to_rgba(figures.PALETTE.robust))
+    assert after.get_facecolors()[0][3] == 0
+    figures.plot_changes(compare(*runs), Figure().subplots())

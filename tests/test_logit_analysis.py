@@ -6,6 +6,7 @@ from sklearn import metrics
 from art_logits import logit_analysis
 from art_logits.analysis import LOGIT_QUANTITIES, logit_report
 from art_logits.logit_analysis import (
+    class_statistics,
     confidence_correlation,
     fall_predictors,
     reference_differences,
@@ -173,9 +174,42 @@ def test_refusals(random_table, records):
 
 
 def test_a_logit_report_at_hand_is_not_made_again(records, monkeypatch):
-    functions = [reference_differences, confidence_correlation, wrong_class_agreement, fall_predictors]
+    functions = [
+        class_statistics,
+        reference_differences,
+        confidence_correlation,
+        wrong_class_agreement,
+        fall_predictors,
+    ]
     expected = [function(records) for function in functions]
     logit = logit_report(records)
     monkeypatch.delattr(logit_analysis, "logit_report")
     for function, frame in zip(functions, expected, strict=True):
         assert function(records, logit=logit).equals(frame)
+
+
+def test_statistics_by_class_by_hand(make_table):
+    # Max logits 5, 3, 4 of classes 0, 0, 2; under attack 2, 1, 4.
+    clean, attacked = [[5, 0, 0], [3, 0, 0], [0, 0, 4]], [[2, 0, 0], [0, 1, 0], [0, 0, 4]]
+    table = make_table([0, 0, 2], clean, {"pgd": attacked}, reference=(attacked, {"pgd": attacked}))
+    frame = class_statistics(Records(table))
+    assert len(frame) == 3 * 2 * len(LOGIT_QUANTITIES)
+    rows = frame.set_index(["condition", "quantity", "class"])
+    assert rows.loc[("clean", "max_logit", "0")].tolist() == pytest.approx([2, 4, 3.1, 4, 4.9])
+    assert rows.loc[("adversarial", "max_logit", "0")].tolist() == pytest.approx([2, 1.5, 1.05, 1.5, 1.95])
+    assert rows.loc[("adversarial", "margin", "2")].tolist() == [1, 4, 4, 4, 4]
+    absent = rows.loc[("clean", "entropy", "1")]
+    assert absent["n"] == 0
+    assert absent.drop("n").isna().all()
+    reference = class_statistics(Records(table), "reference").set_index(["condition", "quantity", "class"])
+    assert reference.loc[("clean", "max_logit", "0"), "mean"] == 1.5
+
+
+def test_statistics_by_class_without_attacks_are_clean_ones(make_table):
+    frame = class_statistics(Records(make_table([0, 1], np.eye(2), {})))
+    assert set(frame["condition"]) == {"clean"}
+
+
+def test_statistics_by_class_need_a_model(make_table):
+    with pytest.raises(ValueError, match="model: these records have no reference"):
+        class_statistics(Records(make_table([0, 1], np.eye(2), {})), "reference")

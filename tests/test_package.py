@@ -29,10 +29,22 @@ EXTRAS = [
 
 #: From the ground up; a module imports from its own floor and those below. New modules stand on the top.
 FLOORS = [
-    {"types", "_checks", "_extras", "_files", "_version"},
+    {"types", "_batches", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "counting", "prepare", "distill", "fairness", "records"},
-    {"image_sets", "npz", "torchvision_sets", "data", "models", "presets", "diagnostics"},
+    {"attack", "counting", "folding", "prepare", "normalize", "fairness", "records"},
+    {
+        "image_sets",
+        "npz",
+        "torchvision_sets",
+        "data",
+        "models",
+        "pretrained",
+        "presets",
+        "diagnostics",
+        "album",
+    },
+    {"training_loop", "objectives"},
+    {"distill", "training"},
     {"evaluation"},
     {"analysis"},
 ]

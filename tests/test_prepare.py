@@ -1,10 +1,30 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from art_logits.prepare import evaluating
+import art_logits
+from art_logits import pgd
+from art_logits import prepare as prepare_function
+from art_logits.counting import Counted
+from art_logits.folding import Pair
+from art_logits.prepare import (
+    Cast,
+    choose_precision,
+    evaluating,
+    full_float32,
+    gradient_model,
+    original_of,
+    prepare,
+)
+
+#: ``import art_logits.prepare`` would give the function of that name.
+MODULE = __import__("sys").modules["art_logits.prepare"]
 
 
 def mixed() -> nn.Sequential:
@@ -69,3 +89,450 @@ def test_gradients_and_statistics_are_left_alone() -> None:
         if grad is not None:
             assert torch.equal(parameter.grad, grad)
     assert all(torch.equal(b, statistics[name]) for name, b in model.named_buffers())
+
+
+# Preparing --------------------------------------------------------------------------------------------
+
+
+def logits_and_gradient(model: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    x = inputs.clone().requires_grad_()
+    logits = model(x)
+    return logits.detach(), torch.autograd.grad(logits[:, 0].sum(), x)[0]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model counts as large enough to be prepared by an attack."""
+    monkeypatch.setattr(MODULE, "_WORTHWHILE", 0)
+
+
+def test_prepare_is_exported_as_a_function_although_its_module_has_its_name() -> None:
+    assert art_logits.prepare is prepare_function is prepare
+
+
+def test_a_prepared_model_has_the_logits_and_gradients_of_the_original(net: nn.Module, images: Any) -> None:
+    x = images(20)
+    fast = prepare(net)
+    assert fast.pairs == [Pair("0", "1")]
+    for found, expected in zip(logits_and_gradient(fast, x), logits_and_gradient(net, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert original_of(fast) is net
+    assert original_of(net) is net
+
+
+def test_a_prepared_model_is_in_eval_mode_and_leaves_its_original_as_it_is(images: Any) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9), nn.Flatten(), nn.Linear(144, 3)
+    )
+    model.train()[1].eval()
+    before = flags(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = images(4)
+    found = prepare(model)(x)
+    assert flags(model) == before
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    torch.testing.assert_close(found, model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_casts_are_close_and_give_float32(net: nn.Module, images: Any, precision: str) -> None:
+    x = images(50)
+    logits, gradient = logits_and_gradient(prepare(net, precision=precision), x)
+    exact, exact_gradient = logits_and_gradient(net, x)
+    assert logits.dtype == gradient.dtype == torch.float32
+    assert 0 < float((logits - exact).abs().max()) < 0.05 * float(exact.abs().max())
+    agreement = nn.functional.cosine_similarity(gradient.flatten(1), exact_gradient.flatten(1))
+    assert float(agreement.min()) > 0.9
+    assert float(agreement.mean()) > 0.99
+
+
+def test_float64_models_stay_float64(images: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2)).double()
+    fast = prepare(model, precision="bfloat16")
+    x = images(3, dtype=torch.float64)
+    assert fast(x).dtype == torch.float64
+    torch.testing.assert_close(fast(x), model.eval()(x), rtol=1e-12, atol=1e-12)
+
+
+def test_switches(net: nn.Module, images: Any) -> None:
+    x = images(3)
+    seen: list[bool] = []
+    spy = Cast(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), channels_last=True)
+    assert prepare(net, fuse=False).pairs == []
+    assert torch.equal(prepare(net, fuse=False, channels_last=False)(x), net(x))
+
+    class Layout(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen.append(inputs.is_contiguous(memory_format=torch.channels_last))
+            return self.conv(inputs).mean(dim=(2, 3))
+
+    colour = torch.rand(2, 3, 8, 8)
+    prepare(Layout())(colour)
+    prepare(Layout(), channels_last=False)(colour)
+    assert seen == [True, False]
+    assert spy(x).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precision": "float8"}, ValueError, "precision must be one of float32, bfloat16, float16, got"),
+        ({"precision": "float16"}, ValueError, "precision 'float16' needs a model on a GPU"),
+        ({"cuda_graphs": True}, ValueError, "cuda_graphs needs a model on a GPU"),
+    ],
+)
+def test_wrong_arguments(
+    net: nn.Module, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare(net, **options)
+
+
+def test_only_modules_can_be_prepared() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+        prepare(lambda x: x)  # type: ignore[arg-type]
+
+
+# Falling back -----------------------------------------------------------------------------------------
+
+
+def test_hooks_switch_folding_off_and_that_is_said_once(
+    net: nn.Module, images: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[nn.Module] = []
+    net[1].register_forward_hook(lambda module, inputs, output: seen.append(module))
+    x = images(3)
+    with caplog.at_level(logging.WARNING, logger="art_logits"):
+        for _ in range(2):
+            fast = prepare(net)
+            torch.testing.assert_close(fast(x), net(x), rtol=1e-5, atol=1e-5)
+            assert fast.pairs == []
+    assert warnings(caplog) == ["Sequential: batch norms are not folded: the model has hooks"]
+    assert set(seen) == {net[1]}
+
+
+def test_a_hook_that_comes_later_is_noticed(net: nn.Module, images: Any) -> None:
+    x, fast, seen = images(3), prepare(net), []
+    fast(x)
+    net[1].register_forward_hook(lambda module, inputs, output: seen.append(module))
+    fast(x)
+    assert seen == [net[1]]
+
+
+class Switched(nn.Module):
+    """The graph depends on an attribute: what was true when it was traced is not any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.twice = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        return ((self.bn(z) + z) if self.twice else self.bn(z)).mean(dim=(2, 3))
+
+
+class Inquisitive(nn.Module):
+    """Asks its batch norm for something that only a batch norm has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)).mean(dim=(2, 3)) * (1 + self.bn.eps)
+
+
+def test_a_fold_that_does_not_agree_is_given_up_and_that_is_said_once(
+    images: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = Switched().eval(), images(6)
+    model.bn.running_mean.fill_(3)
+    assert len(prepare(model).pairs) == 1
+    model.twice = True
+    with caplog.at_level(logging.WARNING, logger="art_logits"):
+        for _ in range(2):
+            fast = prepare(model, channels_last=False)
+            assert torch.equal(fast(x), model(x))
+            assert torch.equal(fast(x), model(x))
+    assert warnings(caplog) == ["Switched: batch norms are not folded: its logits differ from the original's"]
+
+
+def test_a_model_that_fails_without_its_batch_norm_is_not_folded(
+    images: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = Inquisitive().eval(), images(6)
+    with caplog.at_level(logging.WARNING, logger="art_logits"):
+        assert torch.equal(prepare(model, channels_last=False)(x), model(x))
+    assert "object has no attribute 'eps'" in warnings(caplog)[0]
+
+
+def test_a_model_whose_passes_change_its_attributes_is_not_copied(net: nn.Module, images: Any) -> None:
+    counted, x = Counted(net), images(6)
+    fast = prepare(counted, channels_last=False)
+    fast(x)
+    fast(x)
+    # Four rows were compared, once.
+    assert counted.forwards == 4 + 6 + 6
+
+
+def test_models_that_cannot_be_copied_are_attacked_as_they_are(
+    net: nn.Module, images: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted = torch.jit.ScriptModule()
+    net.add_module("scripted", scripted)
+    net.forward = lambda x: nn.Sequential(*list(net)[:7])(x)
+    with caplog.at_level(logging.WARNING, logger="art_logits"):
+        assert torch.equal(prepare(net, channels_last=False)(images(3)), net(images(3)))
+    assert "a TorchScript module can't be copied" in warnings(caplog)[0]
+
+
+# Weights change ---------------------------------------------------------------------------------------
+
+
+def by_optimizer(model: nn.Module, x: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model(x)[:, 0].sum().backward()
+    optimizer.step()
+
+
+def by_state_dict(model: nn.Module, x: Tensor) -> None:
+    model.load_state_dict({name: 1.5 * tensor for name, tensor in model.state_dict().items()})
+
+
+def by_data(model: nn.Module, x: Tensor) -> None:
+    model[0].weight.data.mul_(-1)  # bumps no version
+
+
+def by_data_of_a_norm(model: nn.Module, x: Tensor) -> None:
+    model[1].weight.data[0] = 5.0
+
+
+def by_statistics(model: nn.Module, x: Tensor) -> None:
+    model[1].train()(torch.rand(8, 8, 6, 6))
+    model[1].eval()
+
+
+def by_new_parameter(model: nn.Module, x: Tensor) -> None:
+    model[3].weight = nn.Parameter(torch.ones_like(model[3].weight))
+
+
+def by_new_module(model: nn.Module, x: Tensor) -> None:
+    model[1] = nn.BatchNorm2d(8).eval()
+
+
+CHANGES = [
+    by_optimizer,
+    by_state_dict,
+    by_data,
+    by_data_of_a_norm,
+    by_statistics,
+    by_new_parameter,
+    by_new_module,
+]
+
+
+@pytest.mark.parametrize("compile", [False, "eager"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_10_a_prepared_model_follows_every_change_of_its_original(
+    net: nn.Module, images: Any, change: Any, compile: Any
+) -> None:
+    x = images(5)
+    fast = prepare(net, compile=compile)
+    before = fast(x)
+    change(net, x)
+    net.zero_grad()
+    now = fast(x)
+    assert float((now - before).abs().max()) > 0.01
+    torch.testing.assert_close(now, net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("change", CHANGES)
+def test_10_an_attack_never_takes_gradients_from_the_weights_of_before(
+    net: nn.Module, images: Any, predict: Any, change: Any
+) -> None:
+    import copy
+
+    x, options = images(20), {"eps": 0.03, "steps": 3}
+    pgd(net, x, predict(net, x), **options)
+    change(net, x)
+    net.zero_grad()
+    labels = predict(net, x)
+    after = pgd(net, x, labels, **options)
+    fresh = pgd(copy.deepcopy(net), x, labels, **options)
+    for one, other in zip(after, fresh, strict=True):
+        assert torch.equal(one, other)
+
+
+# Compiling --------------------------------------------------------------------------------------------
+
+
+def test_compiled_models_compute_the_same(net: nn.Module, images: Any) -> None:
+    x = images(6)
+    fast = prepare(net, compile="eager")
+    for _ in range(2):
+        for found, expected in zip(logits_and_gradient(fast, x), logits_and_gradient(net, x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_compiled_runs_without(
+    net: nn.Module, images: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            raise RuntimeError("no compiler here")
+
+        assert options == {}
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    fast = prepare(net, compile=True)
+    with caplog.at_level(logging.WARNING, logger="art_logits"):
+        for _ in range(2):
+            torch.testing.assert_close(fast(images(3)), net(images(3)), rtol=1e-4, atol=1e-4)
+    assert warnings(caplog) == ["Cast: the model is not compiled: no compiler here"]
+
+
+# What an attack takes its gradients from --------------------------------------------------------------
+
+
+def test_small_models_functions_and_float64_are_not_prepared(
+    net: nn.Module, images: Any, linear: nn.Module
+) -> None:
+    x = images(4)
+    assert gradient_model(net, x, "float32", fuse=True) is None
+    assert gradient_model(lambda z: net(z), x, "bfloat16", fuse=True) is None
+    assert gradient_model(linear, x, "bfloat16", fuse=True) is None
+    assert gradient_model(net, x.double(), "bfloat16", fuse=True) is None
+    small = gradient_model(net, x, "bfloat16", fuse=True)
+    assert isinstance(small, Cast)
+    assert small.model is net
+
+
+@pytest.mark.usefixtures("large")
+def test_large_models_are_folded_where_that_helps(net: nn.Module, images: Any) -> None:
+    x = images(4)
+    folded = gradient_model(net, x, "float32", fuse=True)
+    assert isinstance(folded, Cast)
+    assert folded.model is not net
+    assert gradient_model(net, x, "float32", fuse=False) is None
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    assert gradient_model(flat, x, "float32", fuse=True) is None
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Replaces the probe's clock: ``timed(float32=..., bfloat16=...)``, in seconds; returns who was timed."""
+    real = MODULE._time_passes
+
+    def replace(*, finite: bool = True, wrong: bool = False, **seconds: float) -> list[str]:
+        calls: list[str] = []
+
+        def passes(net: Cast, inputs: Tensor) -> tuple[float, Tensor, bool]:
+            name = "float32" if net.dtype is None else "bfloat16"
+            calls.append(name)
+            logits = real(net, inputs)[1]
+            if wrong and name == "bfloat16":
+                logits = logits.roll(1, dims=1)
+            return seconds[name], logits, finite or name == "float32"
+
+        monkeypatch.setattr(MODULE, "_time_passes", passes)
+        return calls
+
+    return replace
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    ("clock", "expected"),
+    [
+        ({"float32": 3.0, "bfloat16": 1.0}, "bfloat16"),
+        ({"float32": 1.1, "bfloat16": 1.0}, "float32"),
+        ({"float32": 1.0, "bfloat16": 3.0}, "float32"),
+        ({"float32": 3.0, "bfloat16": 1.0, "finite": False}, "float32"),
+        ({"float32": 3.0, "bfloat16": 1.0, "wrong": True}, "float32"),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_is_faster_finite_and_right(
+    net: nn.Module, images: Any, timed: Any, clock: dict[str, Any], expected: str
+) -> None:
+    calls = timed(**clock)
+    assert choose_precision(net, images(32)) == expected
+    assert choose_precision(net, images(2, seed=3)) == expected
+    assert calls == ["float32", "bfloat16"]  # once per model
+
+
+@pytest.mark.usefixtures("large")
+def test_a_device_without_bfloat16_is_told_from_a_broken_model(
+    net: nn.Module, images: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = MODULE._time_passes
+
+    def passes(model: Cast, inputs: Tensor) -> Any:
+        if model.dtype is not None:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return real(model, inputs)
+
+    monkeypatch.setattr(MODULE, "_time_passes", passes)
+    with caplog.at_level(logging.WARNING, logger="art_logits"):
+        assert choose_precision(net, images(32)) == "float32"
+    assert warnings(caplog) == ["Sequential: no bfloat16: not implemented for 'BFloat16'"]
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        choose_precision(net, torch.rand(20, 1, 9, 9))
+
+
+def test_auto_costs_nothing_where_nothing_can_be_saved(
+    net: nn.Module, images: Any, linear: nn.Module, timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = timed(float32=3.0, bfloat16=1.0)
+    assert choose_precision(net, images(32)) == "float32"  # too small
+    monkeypatch.setattr(MODULE, "_WORTHWHILE", 0)
+    assert choose_precision(lambda x: net(x), images(32)) == "float32"
+    assert choose_precision(linear, images(32, dtype=torch.float64)) == "float32"
+    assert choose_precision(net, images(15)) == "float32"  # too few
+    assert calls == []
+    assert choose_precision(net, images(16)) == "bfloat16"
+
+
+@pytest.mark.usefixtures("large")
+def test_the_probe_itself(net: nn.Module, images: Any) -> None:
+    before = flags(net.train())
+    assert choose_precision(net, images(16)) in ("float32", "bfloat16")
+    assert flags(net) == before
+
+
+# Float32 ----------------------------------------------------------------------------------------------
+
+
+def test_full_float32_is_full_and_restores_what_was_set() -> None:
+    def settings() -> tuple[str, bool, bool]:
+        return (
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+            torch.is_autocast_enabled("cpu"),
+        )
+
+    before = settings()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = True
+        with torch.autocast("cpu", torch.bfloat16):
+            outer = settings()
+            with full_float32():
+                assert settings() == ("highest", False, False)
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+            assert settings() == outer
+            with pytest.raises(RuntimeError, match="midway"), full_float32():
+                raise RuntimeError("midway")
+            assert settings() == outer == ("medium", True, True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -38,6 +38,7 @@ def write_parts(writer, table, parts):
 def test_schema_lists_every_column_of_the_contract():
     schema = records_schema(["a"], 4, reference=True)
     one = ["prediction", "success", "distance", "logits", "forwards", "backwards", "zero_gradients"]
+    one.append("success_8bit")
     model = ["clean_prediction", "clean_logits", *(f"a.{name}" for name in one)]
     assert schema.names == ["sample_id", "label", *model, *(f"reference.{name}" for name in model)]
     assert schema.field("reference.a.logits").type == pa.list_(pa.float32(), 4)
@@ -432,6 +433,83 @@ def test_a_part_appears_only_when_it_is_whole(tmp_path, table, make_manifest, mo
     assert writer.finished_parts == {0}
 
 
+# ---- thumbnails ------------------------------------------------------------------------------------------
+
+
+def pictures(*scores, kind="falls", first=0):
+    rows = [
+        {"kind": kind, "score": score, "sample_id": first + index, "attack": "pgd", "clean": b"c"}
+        for index, score in enumerate(scores)
+    ]
+    return pa.Table.from_pylist(rows, schema=module.thumbnails_schema())
+
+
+def shown(records):
+    return records.thumbnails["sample_id"].to_pylist()
+
+
+def test_thumbnails_of_all_parts_are_reduced_to_the_best(tmp_path, table, make_manifest):
+    out = tmp_path / "run"
+    writer = RecordsWriter(out, make_manifest(), resume=False)
+    writer.write(0, table.slice(0, 8), pictures(*[0.1] * 6))
+    writer.write(1, table.slice(8, 8), pictures(*[0.5] * 5, 0.1, first=10))
+    writer.write(2, table.slice(16, 8), pictures(0.1, kind="stands", first=20))
+    expected = [0, 10, 11, 12, 13, 14, 20]  # of equal scores the first
+    writer.close()
+    assert shown(Records.load(out, partial=True)) == expected
+    (out / "thumbnails" / f".part-00000.parquet.{os.getpid()}.tmp").write_bytes(b"torn")
+    finished = RecordsWriter(out, make_manifest(), resume=True).finish({})
+    assert shown(finished) == expected
+    assert shown(Records.load(out)) == expected
+    kept = {path.name: pq.ParquetFile(path).read() for path in (out / "thumbnails").iterdir()}
+    assert {name: len(part) for name, part in kept.items()} == {
+        "part-00000.parquet": 1,
+        "part-00001.parquet": 5,
+        "part-00002.parquet": 1,
+    }
+    finished.save(tmp_path / "copy")
+    assert Records.load(tmp_path / "copy").thumbnails.equals(finished.thumbnails)
+
+
+def test_parts_whose_thumbnails_are_all_beaten_have_none(tmp_path, table, make_manifest):
+    writer = RecordsWriter(tmp_path, make_manifest(), resume=False)
+    writer.write(0, table.slice(0, 8), pictures(0.1))
+    writer.write(1, table.slice(8), pictures(*[0.5] * 6, first=10))
+    assert shown(writer.finish({})) == [10, 11, 12, 13, 14, 15]
+    assert [path.name for path in (tmp_path / "thumbnails").iterdir()] == ["part-00001.parquet"]
+
+
+def test_thumbnails_of_a_part_that_is_not_finished_do_not_count(tmp_path, table, make_manifest):
+    writer = RecordsWriter(tmp_path, make_manifest(), resume=False)
+    writer.write(0, table.slice(0, 8), pictures(0.1))
+    writer.write(1, table.slice(8), pictures(0.2, first=10))
+    (tmp_path / "records" / "part-00001.parquet").unlink()
+    assert shown(Records.load(tmp_path, partial=True)) == [0]
+
+
+def test_runs_without_thumbnails_have_no_folder_for_them(run):
+    assert not (run / "thumbnails").exists()
+    assert shown(Records.load(run)) == []
+
+
+def test_thumbnails_of_other_columns_are_refused(table, make_manifest, tmp_path):
+    wrong = pictures(0.1).drop_columns(["attack"])
+    with pytest.raises(ValueError, match=r"thumbnails: expected the columns kind, .*got kind \(string\), "):
+        Records(table, make_manifest(), wrong)
+    writer = RecordsWriter(tmp_path, make_manifest(), resume=False)
+    with pytest.raises(ValueError, match="thumbnails: expected the columns"):
+        writer.write(0, table, wrong)
+    assert writer.finished_parts == set()
+
+
+def test_corrupt_thumbnails_are_named(tmp_path, table, make_manifest):
+    Records(table, make_manifest(), pictures(0.1)).save(tmp_path)
+    path = tmp_path / "thumbnails" / "part-00000.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"thumbnails.part-00000.parquet is corrupt"):
+        Records.load(tmp_path)
+
+
 def test_one_process_at_a_time_writes_to_a_folder(tmp_path, table, make_manifest):
     writer = RecordsWriter(tmp_path, make_manifest(data={"n": 20}), resume=False)
     with pytest.raises(BlockingIOError, match=r"another process is writing to .*choose another --out"):
@@ -452,3 +530,24 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, make_manifest, mo
     monkeypatch.setattr(module.os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match=r"out: .*run cannot be written to \(Permission denied\)"):
         RecordsWriter(tmp_path / "run", make_manifest(), resume=False)
+
+
+def test_a_run_that_fails_before_its_first_part_leaves_nothing_behind(tmp_path, table, make_manifest):
+    (tmp_path / "mine").mkdir()
+    out = tmp_path / "mine" / "deep" / "run"
+    with pytest.raises(KeyboardInterrupt), RecordsWriter(out, make_manifest(), resume=False):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "mine") == []
+    writer = RecordsWriter(out, make_manifest(), resume=False)
+    write_parts(writer, table, [0])
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise KeyboardInterrupt
+    assert sorted(os.listdir(out)) == ["manifest.json", "records"]
+    # What was there before stays, and so does a run that is continued.
+    with pytest.raises(KeyboardInterrupt), RecordsWriter(out, make_manifest(), resume=True):
+        raise KeyboardInterrupt
+    assert RecordsWriter(out, make_manifest(), resume=True).finished_parts == {0}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KeyboardInterrupt), RecordsWriter(tmp_path / "empty", make_manifest(), resume=False):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "empty") == []

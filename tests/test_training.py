@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from art_logits import TemperaturePGD, training
+from art_logits import TemperaturePGD, training_loop
 from art_logits.data import as_data
 from art_logits.training import CHECKPOINT, HISTORY, WEIGHTS, History, crop_flip, fit
 
@@ -242,9 +242,9 @@ def test_history_as_a_frame() -> None:
 
 
 def test_epochs_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="art_logits.training"):
+    with caplog.at_level(logging.INFO, logger="art_logits.training_loop"):
         train(epochs=2)
-    messages = [r.getMessage() for r in caplog.records if r.name == "art_logits.training"]
+    messages = [r.getMessage() for r in caplog.records if r.name == "art_logits.training_loop"]
     assert len(messages) == 2
     assert "epoch 1" in messages[0]
 
@@ -365,7 +365,7 @@ def test_auto_precision_is_that_of_the_run_that_is_resumed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     train(out=tmp_path, epochs=1, precision="bfloat16")
-    monkeypatch.setattr(training, "_time_passes", lambda net, inputs: 2.0 if net.enabled else 1.0)
+    monkeypatch.setattr(training_loop, "choose_precision", lambda model, inputs, fuse: "float32")
     train(out=tmp_path, epochs=1, precision="auto", resume=True)
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["recipe"]["precision"] == "bfloat16"
 
@@ -423,7 +423,7 @@ def shifted(image: Tensor, padding: int, *, mirrors: bool) -> Iterator[Tensor]:
 
 
 def shift(inputs: Tensor, rng: torch.Generator) -> Tensor:
-    from art_logits.training import AUGMENTATIONS
+    from art_logits.training_loop import AUGMENTATIONS
 
     return AUGMENTATIONS["shift"](inputs, rng)
 

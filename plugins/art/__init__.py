@@ -1,4 +1,4 @@
-"""Adapter to the Adversarial Robustness Toolbox (ART): its evasion attack, in one import."""
+"""Adapter to the Adversarial Robustness Toolbox (ART): its evasion attack and a trainer, in one import."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from art_logits._extras import require
 
 require("art.attacks", extra="art")
 
-from .evasion import TemperaturePGD  # noqa: E402 (the message above comes first)
+from .distillation import DistillationTrainer  # noqa: E402 (the message above comes first)
+from .evasion import TemperaturePGD  # noqa: E402
 
-__all__ = ["TemperaturePGD"]
+__all__ = ["DistillationTrainer", "TemperaturePGD"]

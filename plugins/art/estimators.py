@@ -33,6 +33,7 @@ attacks it does not see ``postprocessing_defences``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -237,6 +238,12 @@ class TorchLogits(nn.Module):
         super().__init__()
         self.network = _network(classifier)
         self.classifier = classifier
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchLogits:
+        # A copy of the network behind the same preprocessing: ART copies a classifier through files.
+        twin = TorchLogits(self.classifier)
+        twin.network = copy.deepcopy(self.network, memo)
+        return twin.train(self.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs ``(N, ...)`` as the classifier's ``predict`` takes them -> its last output ``(N, C)``."""

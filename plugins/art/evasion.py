@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from art_logits import _checks
 from art_logits import attack as core
+from art_logits.prepare import Precision
 from art_logits.types import Bounds, Loss, Model, Norm, Temperature
 
 from .estimators import check, logits_of, predicted_classes, untouched
@@ -78,6 +79,9 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
             want the strongest example instead, the default.
         keep: ``"best"`` returns the best iterate of each sample, ``"last"`` the last.
         seed: of all that is random. Absent, each call draws one integer from numpy's global generator.
+        precision: of a torch network's gradients: ``"float32"``, bit by bit those of the network;
+            ``"bfloat16"``, also with batch norms folded; or ``"auto"``, the faster one by a short probe.
+            Success is float32's in any case.
 
     Raises:
         EstimatorError: an estimator without loss gradients (a ``TypeError``).
@@ -104,6 +108,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
         "stop_on_success",
         "keep",
         "seed",
+        "precision",
     ]
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
 
@@ -126,6 +131,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
         stop_on_success: bool = False,
         keep: Literal["best", "last"] = "best",
         seed: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         # The writer is made once all is checked: making one creates a folder.
         super().__init__(estimator=estimator, summary_writer=False)
@@ -147,6 +153,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
             "stop_on_success": stop_on_success,
             "keep": keep,
             "seed": seed,
+            "precision": precision,
         }
         _check(parameters)
         self._adopt(parameters)
@@ -189,7 +196,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
                 ``y`` for a targeted attack.
         """
         self._check_params()
-        inputs = _inputs(np.asarray(x), self.estimator.clip_values)
+        inputs = as_inputs(np.asarray(x), self.estimator.clip_values)
         mask = kwargs.get("mask")
         # ART's attacks move every element whose weight is not zero by a full step.
         moving = None if mask is None else _checks.mask(torch.as_tensor(mask), inputs) != 0
@@ -267,7 +274,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
             if self.targeted:
                 raise ValueError("y must be given, one target class per input, because targeted=True")
             y = predicted_classes(self.estimator, inputs.numpy(), self.batch_size)
-        return _indices(np.asarray(y), self.estimator.nb_classes)
+        return class_indices(np.asarray(y), self.estimator.nb_classes)
 
     def _bounds(self, device: torch.device) -> Bounds:
         if self.estimator.clip_values is None:
@@ -281,10 +288,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
         return Bounds(lower, upper)
 
     def _seed(self) -> int:
-        if self.seed is not None:
-            return int(self.seed)
-        # ART's users seed numpy's global generator, and expect a second call to start elsewhere.
-        return int(np.random.randint(2**31 - 1))  # noqa: NPY002
+        return drawn_seed() if self.seed is None else int(self.seed)
 
     def _parameters(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.attack_params}
@@ -382,6 +386,8 @@ def _config(
         keep=parameters["keep"],
         seed=seed,
         momentum=parameters["decay"] or 0.0,
+        precision=parameters["precision"],
+        fuse=parameters["precision"] != "float32",
     )
 
 
@@ -413,8 +419,18 @@ def _cut(value: Any, rows: slice) -> Any:
     return value[rows] if isinstance(value, Tensor) else value
 
 
-def _inputs(x: Array, clip_values: Any) -> Tensor:
-    """``x`` as a new float32 tensor."""
+def drawn_seed() -> int:
+    """An integer of numpy's global generator: ART's users seed it, and expect another one at each call."""
+    return int(np.random.randint(2**31 - 1))  # noqa: NPY002
+
+
+def as_inputs(x: Array, clip_values: Any) -> Tensor:
+    """``x`` as a new float32 tensor.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: bytes where the estimator's ``clip_values`` span others.
+    """
     if x.dtype.kind not in "biuf":
         raise TypeError(f"x must hold numbers, got {x.dtype}")
     if x.dtype == np.uint8 and not _spans_bytes(clip_values):
@@ -425,8 +441,12 @@ def _inputs(x: Array, clip_values: Any) -> Tensor:
     return _tensor(x)
 
 
-def _indices(y: Array, classes: int) -> Array:
-    """Labels in any of ART's formats as class indices ``(N,)``."""
+def class_indices(y: Array, classes: int) -> Array:
+    """Labels in any of ART's formats as class indices ``(N,)``.
+
+    Raises:
+        ValueError: another number of columns than classes, or fractions.
+    """
     if y.ndim == 2 and y.shape[1] > 1:
         if y.shape[1] != classes:
             raise ValueError(f"y must have one column per class, {classes}, got shape {y.shape}")

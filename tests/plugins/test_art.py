@@ -118,6 +118,7 @@ def test_the_signature_is_art_s_then_our_own() -> None:
         "stop_on_success": False,
         "keep": "best",
         "seed": None,
+        "precision": "float32",
     }
     assert set(ProjectedGradientDescent.attack_params) <= set(TemperaturePGD.attack_params)
     assert TemperaturePGD._estimator_requirements == ProjectedGradientDescent._estimator_requirements

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import random
 from typing import Any
@@ -225,7 +226,50 @@ def test_a_plain_function_can_be_attacked_through_art(batch):
     assert torch.equal(attack(lambda x: net(x), inputs, labels), attack(net, inputs, labels))
 
 
-# ---- both ------------------------------------------------------------------------------------------------
+# ---- AutoAttack ------------------------------------------------------------------------------------------
+
+# To import it takes more than to have it.
+NEEDS_ROBUSTBENCH = pytest.mark.skipif(
+    importlib.util.find_spec("robustbench") is None, reason="robustbench is not installed"
+)
+
+
+@NEEDS_ROBUSTBENCH
+def test_autoattack_and_its_parts_are_told_norm_radius_and_seed():
+    attack = attack_of("autoattack", norm="L2", eps=0.5, seed=3)
+    assert (attack.norm, attack.eps, attack.seed, attack.version) == ("L2", 0.5, 3, "standard")
+    assert attack_of("autoattack:version=rand,batch_size=7").batch_size == 7
+    part = attack_of("apgd-ce:eps=4/255")
+    assert (part.eps, list(part.attacks_to_run), part.version) == (4 / 255, ["apgd-ce"], "custom")
+
+
+@NEEDS_ROBUSTBENCH
+def test_apgd_runs_in_an_evaluation(batch):
+    net, inputs, labels = batch
+    records = evaluate(net, (inputs, labels), attacks=["apgd-ce", "pgd:steps=2"], **THREAT)
+    assert records.manifest["identity"]["attacks"]["apgd-ce"]["eps"] == 0.1
+    assert records.survives("apgd-ce").sum() <= records.survives("pgd:steps=2").sum()
+    assert records.column("apgd-ce.backwards").sum() > 0
+
+
+@NEEDS_ROBUSTBENCH
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("autoattack:version=best", {}, "attack 'autoattack:version=best': version must be one of"),
+        ("autoattack:steps=3", {}, r"one of version, batch_size, got 'steps'"),
+        ("apgd-ce:version=rand", {}, "one of batch_size, got 'version'"),
+        ("autoattack:eps=0", {}, "attack 'autoattack:eps=0': eps"),
+        ("autoattack", {"bounds": (-1.0, 1.0)}, r"needs inputs in \[0, 1\]"),
+        ("autoatack", {}, "did you mean autoattack"),
+    ],
+)
+def test_bad_autoattack_specs(spec, options, message):
+    with pytest.raises(ValueError, match=message):
+        attack_of(spec, **options)
+
+
+# ---- all ------------------------------------------------------------------------------------------------
 
 RANDOM = {
     "torchattacks": "torchattacks:PGD:steps=2",

@@ -122,6 +122,7 @@ def test_signature_is_the_contract() -> None:
         "stop_on_success": False,
         "keep": "best",
         "seed": None,
+        "precision": "float32",
     }
     host = list(inspect.signature(torchattacks.PGD).parameters)
     assert list(parameters)[: len(host)] == host

@@ -1,0 +1,292 @@
+"""The loop with another model's gradients: what is proposed, what counts, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from art_logits import AttackResult, TemperaturePGD, attack, pgd
+
+MODULE = __import__("sys").modules["art_logits.prepare"]
+
+
+def same(first: AttackResult, second: AttackResult) -> None:
+    for name, one, other in zip(first._fields, first, second, strict=True):
+        assert torch.equal(one, other), name
+
+
+class Bent(nn.Module):
+    """The model with an error that depends on the input: right in the large, wrong near its boundaries."""
+
+    def __init__(self, model: nn.Module, error: float) -> None:
+        super().__init__()
+        self.model, self.error = model, error
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs)
+        ripple = (1e4 * inputs.flatten(1).sum(dim=1, keepdim=True)).sin()
+        sides = torch.arange(logits.shape[1], dtype=logits.dtype) - 1
+        return logits + self.error * ripple.detach() * sides
+
+
+@pytest.fixture
+def proposing(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module | None], None]:
+    """``proposing(model)``: every attack takes its gradients from that model."""
+    return lambda model: monkeypatch.setattr(attack, "gradient_model", lambda *args, **options: model)
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_WORTHWHILE", 0)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"restarts": 3},
+    {"stop_on_success": False},
+    {"keep": "last"},
+    {"keep": "last", "stop_on_success": False},
+    {"random_start": False, "momentum": 0.75},
+    {"steps": 0, "restarts": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("error", [0.3, 30.0])
+def test_2_what_is_reported_is_the_original_s_whatever_was_proposed(
+    curved: nn.Module, images: Any, proposing: Any, options: dict[str, Any], error: float
+) -> None:
+    x, labels = images(30, dtype=torch.float64), torch.arange(30) % 3
+    proposing(Bent(curved, error))
+    result = pgd(curved, x, labels, **{"eps": 0.02, "steps": 5, **options})
+    logits = curved(result.adv_inputs).detach()
+    assert torch.equal(result.logits, logits)
+    assert torch.equal(result.success, logits.argmax(dim=1) != labels)
+    own = logits[torch.arange(30), labels]
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    torch.testing.assert_close(result.margin, others - own)
+    assert bool(((result.adv_inputs - x).abs() <= 0.02 + 1e-9).all())
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("batch_size", [1, 7, None])
+def test_4_proposals_do_not_make_results_depend_on_the_batch(
+    curved: nn.Module, images: Any, proposing: Any, options: dict[str, Any], batch_size: int | None
+) -> None:
+    x, labels, ids = images(23, dtype=torch.float64), torch.arange(23) % 3, torch.arange(23)
+    proposing(Bent(curved, 0.3))
+    pgd_ = TemperaturePGD(**{"eps": 0.02, "steps": 4, **options})
+    whole = pgd_(curved, x, labels, ids)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(5))
+    moved = pgd_(curved, x[order], labels[order], ids[order], batch_size=batch_size)
+    same(moved, AttackResult(*(column[order] for column in whole)))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_counted_passes_are_those_of_both_models(
+    curved: nn.Module,
+    images: Any,
+    record: Any,
+    proposing: Any,
+    options: dict[str, Any],
+    batch_size: int | None,
+) -> None:
+    x, labels = images(20, dtype=torch.float64), torch.arange(20) % 3
+    original, proposer = record(curved), record(Bent(curved, 0.3))
+    proposing(proposer)
+    result = pgd(original, x, labels, batch_size=batch_size, **{"eps": 0.02, "steps": 4, **options})
+    assert int(result.forwards.sum()) == sum(original.rows) + sum(proposer.rows)
+    assert int(result.backwards.sum()) == sum(proposer.backward_rows)
+    assert original.backward_rows == []
+
+
+def test_an_unverified_success_goes_on(
+    curved: nn.Module, images: Any, predict: Any, record: Any, proposing: Any
+) -> None:
+    """A proposer that calls everything a success costs a pass at each step, and loses nothing."""
+    x = images(20, dtype=torch.float64)
+    labels = predict(curved, x)
+
+    class Optimist(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits = curved(inputs)
+            return logits - 1e3 * nn.functional.one_hot(labels[:1].expand(len(inputs)), 3)
+
+    same_label = labels == labels[0]
+    x, labels = x[same_label], labels[same_label]
+    options: dict[str, Any] = {"eps": 0.01, "steps": 5, "temperature": 1.0, "loss": "margin"}
+    plain = pgd(curved, x, labels, **options)
+    proposing(Optimist())
+    found = pgd(curved, x, labels, **options)
+    assert 0 < int(plain.success.sum()) < len(x)
+    assert torch.equal(found.success, plain.success)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_success_that_was_never_proposed_is_found_at_the_end(
+    curved: nn.Module, images: Any, predict: Any, proposing: Any, keep: str
+) -> None:
+    x = images(40, dtype=torch.float64)
+    labels = predict(curved, x)
+
+    class Pessimist(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            # The right order and gradients, and never the wrong class on top.
+            logits = curved(inputs)
+            rows = torch.tensor([int((x - point).abs().flatten(1).sum(dim=1).argmin()) for point in inputs])
+            return logits + 1e3 * nn.functional.one_hot(labels[rows], 3)
+
+    # The margin's gradient does not see the constant.
+    options: dict[str, Any] = {"eps": 0.02, "steps": 6, "loss": "margin", "keep": keep}
+    plain = pgd(curved, x, labels, **options)
+    proposing(Pessimist())
+    found = pgd(curved, x, labels, **options)
+    assert 5 < int(plain.success.sum()) < 40
+    if keep == "best":
+        assert torch.equal(found.success, plain.success)
+    assert int(found.success.sum()) >= int(plain.success.sum()) - (keep == "last")
+
+
+def test_1_the_best_proposal_of_each_restart_is_kept(
+    curved: nn.Module, images: Any, predict: Any, record: Any, proposing: Any
+) -> None:
+    """With a proposer that is right, a failed attack returns its best iterate, as without one."""
+    x = images(40, dtype=torch.float64)
+    labels = predict(curved, x)
+    for options in ({"stop_on_success": False}, {"restarts": 2}, {"stop_on_success": False, "restarts": 2}):
+        asked: dict[str, Any] = {"eps": 0.02, "steps": 5, "step_size": 0.06, **options}
+        proposing(None)
+        plain = pgd(curved, x, labels, **asked)
+        proposing(Bent(curved, 0.0))
+        found = pgd(curved, x, labels, **asked)
+        assert torch.equal(found.adv_inputs, plain.adv_inputs)
+        assert torch.equal(found.margin, plain.margin)
+        assert torch.equal(found.restart, plain.restart)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("stop_on_success", [True, False])
+def test_fused_float32_flips_next_to_nothing(
+    net: nn.Module, images: Any, predict: Any, stop_on_success: bool
+) -> None:
+    x = images(500)
+    labels = predict(net, x)
+    options: dict[str, Any] = {"eps": 0.03, "steps": 5, "stop_on_success": stop_on_success}
+    plain = pgd(net, x, labels, **options, precision="float32", fuse=False)
+    fused = pgd(net, x, labels, **options, precision="float32")
+    assert 0.2 < float(plain.success.float().mean()) < 0.9
+    assert float((plain.success != fused.success).float().mean()) <= 0.002
+    assert not torch.equal(fused.logits, plain.logits)  # it was another way
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_bfloat16_is_as_strong(net: nn.Module, images: Any, predict: Any, large: None, fuse: bool) -> None:
+    x = images(500)
+    labels = predict(net, x)
+    options: dict[str, Any] = {"eps": 0.03, "steps": 5}
+    plain = pgd(net, x, labels, **options, precision="float32", fuse=False)
+    half = pgd(net, x, labels, **options, precision="bfloat16", fuse=fuse)
+    assert int(half.success.sum()) >= int(plain.success.sum()) - 1
+    with torch.no_grad():
+        assert torch.equal(half.success, net(half.adv_inputs).argmax(dim=1) != labels)
+    parts = pgd(net, x, labels, **options, precision="bfloat16", fuse=fuse, batch_size=64)
+    assert float((half.success != parts.success).float().mean()) <= 0.002
+
+
+def test_precision_has_no_effect_on_float64_models(curved: nn.Module, images: Any) -> None:
+    x, labels = images(10, dtype=torch.float64), torch.arange(10) % 3
+    same(pgd(curved, x, labels, precision="bfloat16"), pgd(curved, x, labels, precision="float32"))
+
+
+def test_an_attack_on_a_prepared_model_measures_its_original(net: nn.Module, images: Any) -> None:
+    x, labels = images(10), torch.arange(10) % 5
+    prepared = MODULE.prepare(net, precision="bfloat16")
+    same(pgd(prepared, x, labels, steps=3), pgd(net, x, labels, steps=3))
+
+
+@pytest.mark.usefixtures("large")
+def test_auto_is_resolved_by_the_probe(net: nn.Module, images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = images(20), torch.arange(20) % 5
+    by_name = {name: pgd(net, x, labels, steps=3, precision=name) for name in ("float32", "bfloat16")}
+    for name, expected in by_name.items():
+        monkeypatch.setattr(attack, "choose_precision", lambda *args, name=name, **options: name)
+        same(pgd(net, x, labels, steps=3), expected)
+    assert not torch.equal(by_name["float32"].adv_inputs, by_name["bfloat16"].adv_inputs)
+
+
+# Slots and memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+@pytest.mark.parametrize("restarts", [1, 4])
+@pytest.mark.parametrize("stop_on_success", [True, False])
+@pytest.mark.parametrize("eps", [0.005, 0.02, 0.05])
+def test_slots_are_full_until_the_queue_is_empty(
+    curved: nn.Module,
+    images: Any,
+    predict: Any,
+    batch_size: int,
+    restarts: int,
+    stop_on_success: bool,
+    eps: float,
+) -> None:
+    """Counted over the passes during which a sample, or a restart of one, has not begun yet."""
+    x = images(200, dtype=torch.float64)
+    passes: list[tuple[int, set[tuple[int, int]]]] = []
+
+    def observe(step: Any) -> None:
+        begun = zip(step.rows.tolist(), step.restart.tolist(), strict=True)
+        passes.append((len(step.rows), set(begun)))
+
+    pgd_ = TemperaturePGD(eps=eps, steps=7, restarts=restarts, stop_on_success=stop_on_success)
+    pgd_(curved, x, predict(curved, x), batch_size=batch_size, observer=observe)
+    started: set[tuple[int, int]] = set()
+    last = 0
+    for number, (_, cases) in enumerate(passes):
+        if cases - started:
+            started, last = started | cases, number
+    full = [rows for rows, _ in passes[:last]]
+    assert len(full) > 3
+    assert max(rows for rows, _ in passes) <= batch_size
+    assert sum(full) >= 0.95 * batch_size * len(full)
+
+
+class Cramped(nn.Module):
+    """Runs out of memory above a batch size; another one where a gradient is wanted."""
+
+    def __init__(self, model: nn.Module, forward: int, backward: int) -> None:
+        super().__init__()
+        self.model, self.limits = model, (forward, backward)
+        self.served: list[int] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if len(inputs) > self.limits[torch.is_grad_enabled()]:
+            raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+        self.served.append(len(inputs))
+        logits: Tensor = self.model(inputs)
+        return logits
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("limits", [(7, 3), (3, 7), (1, 1), (100, 9)])
+def test_out_of_memory_halves_the_batch_and_changes_nothing_else(
+    curved: nn.Module, images: Any, options: dict[str, Any], limits: tuple[int, int]
+) -> None:
+    x, labels = images(30, dtype=torch.float64), torch.arange(30) % 3
+    pgd_ = TemperaturePGD(**{"eps": 0.02, "steps": 4, **options})
+    cramped = Cramped(curved, *limits)
+    found = pgd_(cramped, x, labels, batch_size=20)
+    same(found, pgd_(curved, x, labels, batch_size=20))
+    # What is counted is what went through: nothing is lost, and nothing done twice.
+    assert sum(cramped.served) == int(found.forwards.sum())
+
+
+def test_out_of_memory_at_a_single_sample_is_said(curved: nn.Module, images: Any) -> None:
+    x, labels = images(5, dtype=torch.float64), torch.arange(5) % 3
+    with pytest.raises(torch.OutOfMemoryError, match="with a single sample in the batch"):
+        pgd(Cramped(curved, 0, 0), x, labels)
