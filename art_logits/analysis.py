@@ -16,10 +16,8 @@ Definitions used throughout:
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,13 +26,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from art_logits import _checks
 from art_logits._extras import require
-from art_logits._files import write_atomically
 from art_logits.diagnostics import find_warnings
 from art_logits.functional import classwise, logits
 from art_logits.functional.groups import class_groups
 from art_logits.functional.ranks import RankCorrelation, rank_correlation
 from art_logits.records import ModelName, Records
+from art_logits.tables import Tabular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +47,7 @@ __all__ = [
     "ClasswiseReport",
     "Comparison",
     "LogitReport",
+    "Samples",
     "Statistics",
     "StrengthCurve",
     "WorstClass",
@@ -123,7 +123,7 @@ class StrengthCurve(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ClasswiseReport:
+class ClasswiseReport(Tabular):
     """Accuracy of one model class by class; arrays are ``(C,)``, fractions, NaN for a class without samples.
 
     Attributes:
@@ -279,14 +279,6 @@ class ClasswiseReport:
         frame: pd.DataFrame = pd.DataFrame(columns)
         return frame
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_frame` as CSV; NaN is an empty cell.
-
-        Args:
-            path: the file, replaced atomically.
-        """
-        _write_csv(self.to_frame(), path)
-
     def _columns(self, prefix: str) -> dict[str, Any]:
         columns: dict[str, Any] = {f"{prefix}clean_accuracy": self.clean}
         for name in self.attacks:
@@ -344,16 +336,20 @@ Samples = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
 
 
 @dataclass(frozen=True, eq=False)
-class LogitReport:
+class LogitReport(Tabular):
     """Quantities of the logits, sample by sample and summarized.
 
     Attributes:
         samples: ``samples[model][condition][quantity]`` is ``(N,)``; models ``model`` and, where there is
             one, ``reference``; conditions ``clean`` and ``adversarial`` (under the strongest attack on the
             sample; without rows where no attack ran); quantities those of :data:`LOGIT_QUANTITIES`.
+        labels: ``(N,)`` int64.
+        class_names: ``C`` names.
     """
 
     samples: Samples
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
 
     def statistics(self) -> dict[str, dict[str, dict[str, Statistics]]]:
         """Mean, spread and quantiles of every quantity.
@@ -368,6 +364,52 @@ class LogitReport:
             }
             for model, conditions in self.samples.items()
         }
+
+    def histogram(self, quantity: str, *, bins: int = 40) -> pd.DataFrame:
+        """Counts of one quantity in bins that all models and conditions share.
+
+        Args:
+            quantity: one of :data:`LOGIT_QUANTITIES`.
+            bins: their number, at least 1. They cover the middle 99 % of every model and condition; what
+                lies outside is counted in the outermost ones.
+
+        Returns:
+            Columns ``model, condition, low, high, count``; bins in ascending order.
+
+        Raises:
+            ValueError: there is no such quantity, or ``bins`` is below 1.
+        """
+        _checks.choice("quantity", quantity, LOGIT_QUANTITIES)
+        _checks.integer("bins", bins, at_least=1)
+        series = {
+            (model, condition): quantities[quantity].astype(np.float64)
+            for model, conditions in self.samples.items()
+            for condition, quantities in conditions.items()
+            if len(quantities[quantity])
+        }
+        edges = _edges(list(series.values()), bins)
+        frames = []
+        for (model, condition), values in series.items():
+            counts, _ = np.histogram(values.clip(edges[0], edges[-1]), bins=edges)
+            ends = {"low": edges[:-1], "high": edges[1:], "count": counts}
+            frames.append(pd.DataFrame({"model": model, "condition": condition, **ends}))
+        frame: pd.DataFrame = pd.concat(frames, ignore_index=True)
+        return frame
+
+    def sample_frame(self) -> pd.DataFrame:
+        """One row per sample: what a scatter plot of the quantities needs.
+
+        Returns:
+            Column ``class``, then ``<model>.<condition>.<quantity>``, in the order of the records.
+        """
+        columns: dict[str, Any] = {"class": np.array(self.class_names, dtype=object)[self.labels]}
+        for model, conditions in self.samples.items():
+            for condition, quantities in conditions.items():
+                for quantity, values in quantities.items():
+                    if len(values):
+                        columns[f"{model}.{condition}.{quantity}"] = values
+        frame: pd.DataFrame = pd.DataFrame(columns)
+        return frame
 
     def plot_histograms(self, quantity: str = "max_logit", ax: Axes | None = None, **options: Any) -> Axes:
         """Histograms of a quantity; see :func:`art_logits.figures.plot_histograms`."""
@@ -397,17 +439,18 @@ class LogitReport:
         frame: pd.DataFrame = pd.DataFrame(rows)
         return frame
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_frame` as CSV; NaN is an empty cell.
 
-        Args:
-            path: the file, replaced atomically.
-        """
-        _write_csv(self.to_frame(), path)
+def _edges(series: list[Floats], bins: int) -> Floats:
+    """Bins that all series share, wide enough for 99 % of each."""
+    ends = np.array([np.quantile(values, (0.005, 0.995)) for values in series])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    if high - low < 1e-6:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, bins + 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Tabular):
     """Two evaluations on the samples that they share; arrays are ``(C,)``.
 
     Attributes:
@@ -460,14 +503,6 @@ class Comparison:
             }
         )
         return frame
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_frame` as CSV; NaN is an empty cell.
-
-        Args:
-            path: the file, replaced atomically.
-        """
-        _write_csv(self.to_frame(), path)
 
 
 def classwise_report(records: Records) -> ClasswiseReport:
@@ -535,7 +570,8 @@ def logit_report(records: Records) -> LogitReport:
         nothing of the size of the logits is made.
     """
     models: list[ModelName] = ["model", "reference"] if records.has_reference else ["model"]
-    return LogitReport({model: _model_samples(records, model) for model in models})
+    samples: Samples = {model: _model_samples(records, model) for model in models}
+    return LogitReport(samples, records.column("label"), tuple(records.class_names))
 
 
 def strongest_attack(records: Records, model: ModelName = "model") -> NDArray[np.int64]:
@@ -775,7 +811,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    write_atomically(Path(path), frame.to_csv(index=False).encode())

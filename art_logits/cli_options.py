@@ -26,6 +26,9 @@ Eps: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
+Figures: TypeAlias = Annotated[
+    bool, typer.Option("--figures", help="Also write each figure as PNG and SVG, to the folder's figures/.")
+]
 # Of the commands that train.
 TrainingData: TypeAlias = Annotated[str, typer.Option(help="Data spec, as for evaluate; the train split.")]
 Validation: TypeAlias = Annotated[

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ._extras import require
-from .cli_options import Crop, DataDir, DataOptions, Device, Download, Eps, Norm, Resize
+from .cli_options import Crop, DataDir, DataOptions, Device, Download, Eps, Figures, Norm, Resize
 
 if TYPE_CHECKING:
     import typer
@@ -100,6 +100,7 @@ def evaluate(
         typer.Option(help=f"Folder for records, tables and report. [default: {RUNS}/DATA-MODEL]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the same run in --out.")] = False,
+    figures: Figures = False,
 ) -> None:
     """Attack a model and say which classes fail.
 
@@ -154,7 +155,7 @@ def evaluate(
         )
     except KeyboardInterrupt as error:
         raise Interrupted(_how_to_go_on(folder)) from error
-    _conclude(records, folder)
+    _conclude(records, folder, figures=figures)
 
 
 def _batch_size(text: str) -> int | str:
@@ -302,11 +303,14 @@ def _how_to_go_on(folder: Path) -> str:
     return f"interrupted; finished parts are kept: repeat the command with {options}"
 
 
-def _conclude(records: Records, folder: Path) -> None:
+def _conclude(records: Records, folder: Path, *, figures: bool) -> None:
     """Write the outputs; show the class table, one line, and where the report lies."""
+    from .figures import write_figures
     from .report import format_class_table, format_warnings, write_outputs
 
     write_outputs(records, folder)
+    if figures:
+        write_figures(records, folder / "figures")
     report = records.classwise()
     passes = records.manifest["passes"]["model"]
     typer.echo(format_class_table(records))

@@ -7,25 +7,32 @@ they are: no name is taken for a formula.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from art_logits._extras import require
+from art_logits._files import write_atomically
 from art_logits._text import middle, printable
 
 if TYPE_CHECKING:
     import matplotlib
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
 
     from art_logits.analysis import ClasswiseReport, Comparison, LogitReport
+    from art_logits.records import Records
 else:
     matplotlib = require("matplotlib", extra="evaluate")
+    Figure = require("matplotlib.figure", extra="evaluate").Figure
     Rectangle = require("matplotlib.patches", extra="evaluate").Rectangle
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "PALETTE",
     "PANEL",
     "QUANTITY_LABELS",
+    "SQUARE",
     "Palette",
     "bars_size",
     "matrix_classes",
@@ -45,8 +53,10 @@ __all__ = [
     "plot_histograms",
     "plot_strength",
     "plot_transitions",
+    "save",
     "style",
     "worst_first",
+    "write_figures",
 ]
 
 MAX_BARS = 40
@@ -58,6 +68,8 @@ MAX_POINTS = 2000
 _BINS = 40
 PANEL = (4.4, 2.7)
 """Width and height in inches of a histogram or a curve."""
+SQUARE = (3.6, 3.6)
+"""Width and height in inches of a scatter plot."""
 
 QUANTITY_LABELS = {
     "max_logit": "max logit",
@@ -256,7 +268,7 @@ def plot_histograms(
         report: of :func:`~art_logits.analysis.logit_report`.
         quantity: one of :data:`~art_logits.analysis.LOGIT_QUANTITIES`.
         ax: where to draw; a new figure if None.
-        bins: their number, shared by all histograms.
+        bins: their number; see :meth:`~art_logits.analysis.LogitReport.histogram`.
         palette: colours, of clean and of adversarial values.
 
     Returns:
@@ -265,22 +277,13 @@ def plot_histograms(
     Raises:
         ValueError: there is no such quantity.
     """
-    if quantity not in QUANTITY_LABELS:
-        raise ValueError(f"quantity: expected one of {', '.join(QUANTITY_LABELS)}, got {quantity!r}")
-    series = {
-        (model, condition): quantities[quantity]
-        for model, conditions in report.samples.items()
-        for condition, quantities in conditions.items()
-        if len(quantities[quantity])
-    }
+    histogram = report.histogram(quantity, bins=bins)
     ax = _axes(ax, PANEL)
-    edges = _edges(series.values(), bins)
-    for (model, condition), values in series.items():
-        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
+    for (model, condition), rows in histogram.groupby(["model", "condition"], sort=False):
         _draw_histogram(
             ax,
-            100 * counts / len(values),
-            edges,
+            100 * rows["count"].to_numpy() / rows["count"].sum(),
+            np.append(rows["low"], rows["high"].iloc[-1]),
             palette.clean if condition == "clean" else palette.robust,
             f"{model}, {condition}",
         )
@@ -298,15 +301,6 @@ def _draw_histogram(
         ax.stairs(shares, edges, color=colour, linewidth=1.2, label=label)
     else:
         ax.stairs(shares, edges, color=colour, linewidth=1.4, linestyle="--", label=label)
-
-
-def _edges(series: Iterable[NDArray[np.float32]], bins: int) -> NDArray[np.float64]:
-    """Bins that all series share, wide enough for 99 % of each."""
-    ends = np.array([np.quantile(values.astype(np.float64), (0.005, 0.995)) for values in series])
-    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
-    if high - low < 1e-6:
-        low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, bins + 1)
 
 
 def plot_confidence(
@@ -343,7 +337,7 @@ def plot_confidence(
     first, second = (report.samples[name][condition]["confidence"] for name in ("model", "reference"))
     fallen = _fallen(model)
     rows = np.linspace(0, len(first) - 1, min(limit, len(first))).astype(np.int64)
-    ax = _axes(ax, (3.6, 3.6))
+    ax = _axes(ax, SQUARE)
     for chosen, colour, label in (
         (rows[~fallen[rows]], palette.clean, "stands"),
         (rows[fallen[rows]], palette.robust, "falls"),
@@ -406,7 +400,7 @@ def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: P
             label=middle(printable(name), 32),
         )
     ax.axhline(100 * report.robust_accuracy, color=_ink(), linewidth=1, linestyle="--", alpha=0.7)
-    ax.set(xlabel="forward passes per sample", ylabel="still right (%)", ylim=(0, 100))
+    ax.set(xlabel="forward passes per sample", ylabel="still right (%)")
     ax.set_xlim(left=0)
     return ax
 
@@ -447,6 +441,87 @@ def plot_changes(
 
 
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+
+class _Drawing(NamedTuple):
+    """A figure to be written: its file, its size in inches, how it is drawn, and whether lines need a key."""
+
+    name: str
+    size: tuple[float, float]
+    draw: Callable[[Axes], Axes]
+    key: bool
+
+
+def write_figures(records: Records, out: Path) -> list[Path]:
+    """Draw everything that the records show, as PNG and SVG files for papers.
+
+    Args:
+        records: of an evaluation.
+        out: folder, made where it is missing; files of the same names in it are replaced, each atomically.
+
+    Returns:
+        The files: ``classes``, ``transitions`` and ``strength``, those of the reference prefixed
+        ``reference-``, one ``histogram-<quantity>`` per quantity of the logits, ``confidence-clean`` and
+        ``confidence-adversarial``; those that need attacks or a reference where there are any.
+    """
+    classes, logit = records.classwise(), records.logits()
+    drawings = [*_class_drawings("", classes), *_logit_drawings(logit)]
+    if classes.reference is not None:
+        drawings += _class_drawings("reference-", classes.reference)
+    return [path for drawing in drawings for path in _write(drawing, out)]
+
+
+def _class_drawings(prefix: str, report: ClasswiseReport) -> Iterator[_Drawing]:
+    bars, cells = len(worst_first(report.robust, MAX_BARS)), len(matrix_classes(report)[0])
+    yield _Drawing(f"{prefix}classes", bars_size(bars), report.plot_classes, False)
+    yield _Drawing(f"{prefix}transitions", matrix_size(cells), report.plot_transitions, False)
+    if report.attacks:
+        yield _Drawing(f"{prefix}strength", PANEL, report.plot_strength, True)
+
+
+def _logit_drawings(report: LogitReport) -> Iterator[_Drawing]:
+    for quantity in QUANTITY_LABELS:
+        yield _Drawing(f"histogram-{quantity}", PANEL, partial(report.plot_histograms, quantity), True)
+    if "reference" in report.samples:
+        for condition, quantities in report.samples["model"].items():
+            if len(quantities["confidence"]):
+                yield _Drawing(
+                    f"confidence-{condition}", SQUARE, partial(report.plot_confidence, condition), True
+                )
+
+
+def _write(drawing: _Drawing, out: Path) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure = Figure(figsize=drawing.size, layout="constrained")
+        ax = drawing.draw(figure.subplots())
+        if drawing.key:
+            _literal(ax.legend(frameon=False).get_texts())
+        return save(figure, out / drawing.name)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG (200 dpi) and as SVG, for papers; the same figure gives the same bytes.
+
+    Text in the SVG is drawn as paths, so that it looks the same where a font is missing.
+
+    Args:
+        figure: what to write.
+        stem: path without a suffix; ``.png`` and ``.svg`` are added.
+
+    Returns:
+        Both paths; older files of these names are replaced, each atomically.
+    """
+    written = []
+    # Without a salt the ids in an SVG are random, and without the Nones both files hold date and version.
+    with matplotlib.rc_context({"svg.hashsalt": stem.name, "svg.fonttype": "path"}):
+        for suffix, nothing in ((".png", ["Software"]), (".svg", ["Date", "Creator"])):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=dict.fromkeys(nothing))
+            path = stem.with_name(stem.name + suffix)
+            write_atomically(path, buffer.getvalue())
+            written.append(path)
+    return written
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ._extras import require
+from .cli_options import Figures
 
 if TYPE_CHECKING:
     import typer
@@ -21,8 +22,10 @@ def report(
     partial: Annotated[
         bool, typer.Option("--partial", help="Also of a run that was interrupted, as far as it got.")
     ] = False,
+    figures: Figures = False,
 ) -> None:
     """Make the tables and the report of a run again; needs neither model, nor data, nor GPU."""
+    from .figures import write_figures
     from .records import Records
     from .report import format_class_table, format_warnings, write_outputs
 
@@ -30,6 +33,8 @@ def report(
     folder = out or directory
     folder.mkdir(parents=True, exist_ok=True)
     write_outputs(records, folder)
+    if figures:
+        write_figures(records, folder / "figures")
     typer.echo(format_class_table(records))
     warnings = format_warnings(records)
     if warnings:

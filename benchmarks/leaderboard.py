@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from losses import markdown
 
 from art_logits import Records, evaluate
 from art_logits.data import Data, load_data
@@ -30,6 +29,7 @@ from art_logits.functional.classwise import class_counts, wilson_interval, worst
 from art_logits.models import load_model as load_own_model
 from art_logits.plugins.robustbench import AutoAttack, load_model, register, zoo
 from art_logits.presets import parse_number
+from art_logits.tables import to_markdown
 
 HERE = Path(__file__).parent
 PART_SIZE = 64
@@ -200,9 +200,9 @@ def write(
     ]
     if records:
         found = [model_row(name, each, table.loc[(*place[:2], name)]) for name, each in records.items()]
-        text.append(markdown(pd.DataFrame(found)))
+        text.append(to_markdown(pd.DataFrame(found)))
         for attack in next(iter(records.values())).attacks:
-            text.append(f"## By class under {attack}\n\n{markdown(class_table(records, attack))}")
+            text.append(f"## By class under {attack}\n\n{to_markdown(class_table(records, attack))}")
     if absent:
         text.append("## Not evaluated\n")
         text.append("\n".join(f"- {name}: {reason}" for name, reason in absent.items()) + "\n")

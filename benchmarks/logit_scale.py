@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 import torch
 import torchattacks
-from losses import load_case, markdown
+from losses import load_case
 from torch import Tensor, nn
 
 from art_logits.plugins.torchattacks import TemperaturePGD
+from art_logits.tables import to_markdown
 
 HERE = Path(__file__).parent
 FACTORS = (1e-3, 2.0**-3, 1.0, 2.0**3, 10.0, 100.0, 1000.0)
@@ -88,7 +89,7 @@ def main() -> None:
     table = pd.DataFrame([row for case in cases for row in measure(case, arguments.data_dir)])
     arguments.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out / "logit_scale.csv", index=False)
-    text = f"# Scale of the logits\n\n{__doc__}\ntorch {torch.__version__}.\n\n{markdown(table)}"
+    text = f"# Scale of the logits\n\n{__doc__}\ntorch {torch.__version__}.\n\n{to_markdown(table)}"
     (arguments.out / "logit_scale.md").write_text(text)
 
 

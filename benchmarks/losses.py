@@ -24,6 +24,7 @@ from art_logits import TemperaturePGD, evaluate
 from art_logits.data import Data, load_data
 from art_logits.models import load_model
 from art_logits.presets import parse_number
+from art_logits.tables import to_markdown
 
 HERE = Path(__file__).parent
 BASELINE = "gap, cosine"
@@ -102,18 +103,10 @@ def main() -> None:
     text = [__doc__ or "", f"torch {torch.__version__}, {arguments.threads} threads.\n"]
     for name, rows in table.groupby("model", sort=False):
         text.append(f"## {name}: {rows['clean'].iloc[0]} of {rows['n'].iloc[0]} right without attack\n")
-        text.append(markdown(rows.drop(columns=["model", "n", "clean"]).sort_values("robust", kind="stable")))
+        text.append(
+            to_markdown(rows.drop(columns=["model", "n", "clean"]).sort_values("robust", kind="stable"))
+        )
     (arguments.out / "losses.md").write_text("# Losses and temperatures\n\n" + "\n".join(text) + "\n")
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table; pandas would need tabulate for it."""
-
-    def cell(value: Any) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":

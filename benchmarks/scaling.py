@@ -36,12 +36,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torchattacks
-from losses import markdown
 from measuring import Session, command_line, environment, in_words, load_inputs, save_figure, session, spend
 from scipy.stats import linregress
 from torch import Tensor, nn
 
 from art_logits import TemperaturePGD, evaluate
+from art_logits.tables import to_markdown
 
 HOST = "torchattacks"
 # What a batch is attacked by, in the curve over batch sizes and in the memory of one batch.
@@ -241,7 +241,7 @@ def time_text(cell: dict[str, Any]) -> str:
         f"{1000 * law['slope']:.3g} ms per {unit} and {law['intercept']:.2g} s once; R^2 = {law['r2']:.5f}, "
         f"largest residual {100 * law['residual']:.1f} %, time ~ {unit}s^{law['exponent']:.3f}.\n"
     )
-    return f"{markdown(table)}\n{words}"
+    return f"{to_markdown(table)}\n{words}"
 
 
 def batch_table(cell: dict[str, Any]) -> pd.DataFrame:
@@ -275,7 +275,7 @@ def memory_text(cell: dict[str, Any]) -> str:
     if not cell["rows"]:
         return "Not measured: this system does not tell the peak of a process.\n"
     weights = cell["rows"][0]["weights"] / 1e6
-    return f"{markdown(memory_table(cell))}\nOne copy of the weights: {weights:.1f} MB.\n"
+    return f"{to_markdown(memory_table(cell))}\nOne copy of the weights: {weights:.1f} MB.\n"
 
 
 def section(cell: dict[str, Any]) -> str:
@@ -288,7 +288,7 @@ def section(cell: dict[str, Any]) -> str:
     texts: dict[str, Callable[[dict[str, Any]], str]] = {
         "samples": time_text,
         "steps": time_text,
-        "batches": lambda cell: markdown(batch_table(cell)),
+        "batches": lambda cell: to_markdown(batch_table(cell)),
         "memory": memory_text,
     }
     rounds = f", {case['rounds']} rounds"

@@ -44,7 +44,6 @@ import torch
 import torchattacks
 from art.attacks.evasion import ProjectedGradientDescentPyTorch
 from art.estimators.classification import PyTorchClassifier
-from losses import markdown
 from measuring import (
     Session,
     command_line,
@@ -67,6 +66,7 @@ from art_logits.plugins import art as art_plugin
 from art_logits.plugins import torchattacks as torchattacks_plugin
 from art_logits.prepare import evaluating
 from art_logits.presets import parse_attack
+from art_logits.tables import to_markdown
 
 BASELINE = "torchattacks"
 
@@ -405,13 +405,13 @@ def write(timed: Sequence[dict[str, Any]], agreement: Sequence[dict[str, Any]], 
     pd.DataFrame(raw).to_csv(run.out / "speed.csv", index=False, float_format="%.6g")
     text = ["# Speed\n", __doc__ or "", f"Made by `{run.command}`. CUDA: no run is on record.\n"]
     for cell in timed:
-        text.append(f"## {title(cell)}\n\n{in_words(cell['environment'])}\n\n{markdown(summary(cell))}")
+        text.append(f"## {title(cell)}\n\n{in_words(cell['environment'])}\n\n{to_markdown(summary(cell))}")
     if agreement:
         text.append("## What fusion and bfloat16 change\n")
         text.append(
             "The same random starts; a flip is a sample whose outcome differs from the plain loop's.\n"
         )
-        text.append(markdown(agreement_table(agreement)))
+        text.append(to_markdown(agreement_table(agreement)))
     (run.out / "speed.md").write_text("\n".join(text))
     if timed:
         draw(timed, run.out / "speed.svg")
@@ -452,9 +452,12 @@ def readme_table(cells: Sequence[dict[str, Any]]) -> str:
         ratios = dict(summary(cell)[["attack", "times as fast"]].itertuples(index=False))
         short = {name: ratios[name].split(" ")[0] if name in ratios else "" for name in names}
         others.append({"case": title(cell), **short})
-    parts = [f"{title(cells[0])}; {in_words(cells[0]['environment'])}\n", markdown(main)]
+    parts = [f"{title(cells[0])}; {in_words(cells[0]['environment'])}\n", to_markdown(main)]
     if others:
-        parts += ["Times as fast as torchattacks:\n", markdown(pd.DataFrame(others).drop(columns=BASELINE))]
+        parts += [
+            "Times as fast as torchattacks:\n",
+            to_markdown(pd.DataFrame(others).drop(columns=BASELINE)),
+        ]
     return "\n".join(parts)
 
 

@@ -282,6 +282,48 @@ def test_logit_frame_and_csv(records, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "logits.csv"), frame)
 
 
+def test_histogram_by_hand(make_table):
+    clean = [[0, 0], [1, 0], [2, 0], [4, 0]]
+    report = logit_report(Records(make_table([0, 0, 0, 0], clean, {})))
+    frame = report.histogram("logit_gap", bins=2)
+    # From the 0.5 % quantile 0.015 to the 99.5 % quantile 3.97, the values beyond them in the outermost bins.
+    assert frame["low"].tolist() == approx([0.015, 1.9925])
+    assert frame["high"].tolist() == approx([1.9925, 3.97])
+    assert frame["count"].tolist() == [2, 2]
+    assert set(frame["condition"]) == {"clean"}
+
+
+def test_histograms_share_their_bins_and_hold_all_samples(random_table):
+    report = logit_report(Records(random_table(60, 3, reference=True)))
+    frame = report.histogram("margin", bins=7)
+    groups = frame.groupby(["model", "condition"])
+    assert groups["count"].sum().tolist() == [60] * 4
+    assert {tuple(group["low"]) for _, group in groups} == {tuple(frame["low"][:7])}
+
+
+def test_extreme_values_are_gathered_in_the_outermost_bins():
+    edges = analysis._edges([np.r_[np.linspace(0, 1, 1000), 1e6]], 40)
+    assert edges[-1] < 1.01
+    assert len(edges) == 41
+
+
+def test_histogram_refuses(records):
+    with pytest.raises(ValueError, match="quantity must be one of max_logit"):
+        logit_report(records).histogram("loss")
+    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+        logit_report(records).histogram("margin", bins=0)
+
+
+def test_sample_frame_is_the_records_row_by_row(records):
+    frame = logit_report(records).sample_frame()
+    assert frame["class"].tolist() == ["cat"] * 4 + ["dog"] * 2
+    assert frame.shape == (6, 1 + 2 * 2 * 5)
+    # Cats are right but for the last.
+    assert frame["model.clean.margin"].tolist() == approx([1, 1, 1, -1, 1, 1])
+    assert "model.adversarial.margin" in frame
+    assert "reference.clean.entropy" in frame
+
+
 def test_without_an_attack_adversarial_is_empty(make_table):
     statistics = logit_report(Records(make_table(LABELS, CLEAN, {}))).statistics()
     assert np.isnan(statistics["model"]["adversarial"]["margin"]).all()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics
 
 from art_logits import logit_analysis
 from art_logits.analysis import LOGIT_QUANTITIES, logit_report
@@ -51,6 +52,32 @@ def test_difference_of_one_sample_without_an_attack(make_table):
     frame = reference_differences(Records(make_table([0], [A], {}, reference=([B], {}))))
     assert set(frame["condition"]) == {"clean"}
     assert frame[["low", "high"]].isna().all(axis=None)
+
+
+def test_differences_by_class(random_table, make_manifest):
+    names = ["cat", "dog", "frog", "$x$"]
+    table = random_table(40, 4, reference=True)
+    records = Records(table, make_manifest(class_names=names))
+    frame = reference_differences(records, by_class=True)
+    assert list(frame.columns) == ["class", "n", "condition", "quantity", "difference", "low", "high"]
+    assert list(dict.fromkeys(frame["class"])) == names
+    rows = frame.set_index(["class", "condition", "quantity"])
+    labels, samples = records.column("label"), logit_report(records).samples
+    change = samples["model"]["clean"]["margin"] - samples["reference"]["clean"]["margin"]
+    for index, name in enumerate(names):
+        row = rows.loc[(name, "clean", "margin")]
+        assert row["n"] == (labels == index).sum()
+        assert row["difference"] == pytest.approx(change[labels == index].mean(), rel=1e-5)
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_differences_of_an_absent_class(make_table):
+    table = make_table([0, 0, 1], [A, B, A], {}, reference=([A, A, B], {}))
+    frame = reference_differences(Records(table), by_class=True).set_index(["class", "quantity"])
+    assert frame.loc[("2", "margin"), "n"] == 0
+    assert frame.loc[("2", "margin"), ["difference", "low", "high"]].isna().all()
+    assert frame.loc[("1", "margin"), "difference"] == -2
+    assert frame.loc[("1", "margin"), ["low", "high"]].isna().all()
 
 
 def test_confidence_correlation_matches_scipy(records):
@@ -108,6 +135,22 @@ def test_fall_predictors_by_hand(make_table):
     assert frame["margin"].tolist() == pytest.approx([0.5, 0.75, np.nan, np.nan], nan_ok=True)
     assert frame["max_logit"].equals(frame["margin"])
     assert frame["entropy"][1] == pytest.approx(0.25)
+
+
+def test_fall_predictors_match_scikit_learn(records):
+    frame = fall_predictors(records)
+    right, stands, labels = records.correct(), records.robust(), records.column("label")
+    samples = logit_report(records).samples["model"]["clean"]
+    for row, chosen in [(0, right), *((k + 1, right & (labels == k)) for k in range(5))]:
+        for quantity in LOGIT_QUANTITIES:
+            expected = metrics.roc_auc_score(stands[chosen], samples[quantity][chosen])
+            assert frame[quantity][row] == pytest.approx(expected)
+
+
+def test_auroc_with_ties_matches_scikit_learn(rng):
+    values, stands = rng.integers(0, 4, (50, 3)).astype(float), rng.random(50) < 0.6
+    expected = [metrics.roc_auc_score(stands, column) for column in values.T]
+    assert logit_analysis._auroc(values[stands], values[~stands]) == pytest.approx(expected)
 
 
 def test_fall_predictors_of_the_reference(records):

@@ -46,6 +46,15 @@ def test_report_makes_all_outputs_from_the_records_alone(capsys, save):
     assert not Path("run/report.html").exists()
 
 
+def test_figures_come_when_asked_for(capsys, save):
+    save("run")
+    assert run(capsys, "report", "run")[0] == 0
+    assert not Path("run/figures").exists()
+    assert run(capsys, "report", "run", "--figures", "--out", "else")[0] == 0
+    assert Path("else/figures/classes.svg").exists()
+    assert Path("else/figures/histogram-entropy.png").exists()
+
+
 def test_report_of_an_interrupted_run_must_be_asked_for(capsys, save):
     save("run")
     manifest = Path("run/manifest.json")

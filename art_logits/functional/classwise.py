@@ -55,22 +55,42 @@ def class_counts(hits: ArrayLike | Tensor, labels: ArrayLike | Tensor, num_class
     >>> class_counts([True, False, True], [0, 0, 2], num_classes=3)
     ClassCounts(hits=array([1, 0, 1]), support=array([2, 0, 1]))
     """
-    target = _labels("labels", labels, num_classes)
-    mask = _tensor(hits)
-    if mask.dtype != torch.bool or mask.shape != target.shape:
+    hit, total = class_count_tensors(_tensor(hits), _labels("labels", labels, num_classes), num_classes)
+    return ClassCounts(hits=hit.numpy(), support=total.numpy())
+
+
+def class_count_tensors(hits: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """:func:`class_counts` of tensors, on their device.
+
+    Args:
+        hits: ``(N,)`` bool, whether a sample counts as right.
+        labels: ``(N,)``, integers in ``[0, C)``.
+        num_classes: ``C``, at least 2.
+
+    Returns:
+        Right samples and all samples per class, ``(C,)`` int64 each.
+
+    Raises:
+        ValueError: as :func:`class_counts`.
+
+    >>> class_count_tensors(torch.tensor([True, False, True]), torch.tensor([0, 0, 2]), num_classes=3)
+    (tensor([1, 0, 1]), tensor([2, 0, 1]))
+    """
+    target = _label_tensor("labels", labels, num_classes)
+    if hits.dtype != torch.bool or hits.shape != target.shape:
         raise ValueError(
             f"hits: expected {len(target)} booleans, one per label, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            f"got {hits.dtype} of shape {tuple(hits.shape)}"
         )
     if not len(target):
         # torchmetrics cannot reshape nothing.
-        return ClassCounts(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
+        return target.new_zeros(num_classes), target.new_zeros(num_classes)
     # A miss counts as "another class"; which one does not matter to the hits of the label's class.
-    predictions = torch.where(mask, target, (target + 1) % num_classes)
+    predictions = torch.where(hits, target, (target + 1) % num_classes)
     scores = classification.multiclass_stat_scores(
         predictions, target, num_classes, average=None, validate_args=False
-    ).numpy()
-    return ClassCounts(hits=scores[:, 0], support=scores[:, 4])
+    )
+    return scores[:, 0], scores[:, 4]
 
 
 def class_accuracy(hits: ArrayLike | Tensor, labels: ArrayLike | Tensor, num_classes: int) -> Floats:
@@ -406,12 +426,16 @@ def _tensor(values: ArrayLike | Tensor) -> Tensor:
 
 
 def _labels(name: str, values: ArrayLike | Tensor, num_classes: int) -> Tensor:
+    """Integers in ``[0, C)`` as ``(N,)`` int64, on the CPU."""
+    return _label_tensor(name, _tensor(values), num_classes)
+
+
+def _label_tensor(name: str, tensor: Tensor, num_classes: int) -> Tensor:
     """Integers in ``[0, C)`` as ``(N,)`` int64."""
     if num_classes < 2:
         raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-    tensor = _tensor(values)
     if tensor.numel() == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device=tensor.device)
     whole: Any = not tensor.is_floating_point() and tensor.dtype != torch.bool
     if not whole or tensor.ndim != 1:
         raise ValueError(

@@ -86,3 +86,61 @@ def _fisher(r: float, z: float, variance: float, freedom: int) -> tuple[float, f
         return r, r
     spread = z * np.sqrt(variance / freedom)
     return float(np.tanh(np.arctanh(r) - spread)), float(np.tanh(np.arctanh(r) + spread))
+
+
+class Overlap(NamedTuple):
+    """How much of the largest and of the smallest values two measurements share.
+
+    Attributes:
+        n: samples.
+        size: samples in each part.
+        top: share of the ``size`` largest values of one that are among those of the other, in ``[0, 1]``;
+            ``size / n`` on average by chance.
+        bottom: the same of the smallest.
+        top_p: probability of so large a share or a larger one by chance (one-sided hypergeometric test).
+        bottom_p: the same of the smallest.
+    """
+
+    n: int
+    size: int
+    top: float
+    bottom: float
+    top_p: float
+    bottom_p: float
+
+
+def extreme_overlap(a: ArrayLike, b: ArrayLike, *, share: float = 0.1) -> Overlap:
+    """Do two measurements agree on the samples with the largest and with the smallest values?
+
+    Args:
+        a: ``(N,)``, such as the confidences of one model; of equal values the first count as smaller.
+        b: ``(N,)``, the same of another.
+        share: part of the samples at either end, in ``(0, 0.5]``; rounded down to whole samples, at least
+            one.
+
+    Returns:
+        The shared parts and their p values.
+
+    Raises:
+        ValueError: the lengths differ, there are fewer than two samples or NaN among them, or ``share`` is
+            outside ``(0, 0.5]``.
+
+    >>> extreme_overlap([1, 2, 3, 4], [1, 3, 2, 4], share=0.5)[:4]
+    (4, 2, 0.5, 0.5)
+    """
+    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if left.ndim != 1 or left.shape != right.shape or len(left) < 2:
+        raise ValueError(
+            f"b: expected two values or more, one per value of a, got {right.shape} for {left.shape}"
+        )
+    if np.isnan(left).any() or np.isnan(right).any():
+        raise ValueError("a, b: expected values without NaN, got some")
+    if not 0 < share <= 0.5:
+        raise ValueError(f"share: expected a part of the samples above 0 and at most 0.5, got {share}")
+    n = len(left)
+    size = max(1, int(share * n))
+    first, second = (np.argsort(values, kind="stable") for values in (left, right))
+    bottom = len(np.intersect1d(first[:size], second[:size]))
+    top = len(np.intersect1d(first[-size:], second[-size:]))
+    chance = [float(stats.hypergeom.sf(shared - 1, n, size, size)) for shared in (top, bottom)]
+    return Overlap(n, size, top / size, bottom / size, *chance)

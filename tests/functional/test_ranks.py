@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_logits.functional.ranks import rank_correlation
+from art_logits.functional.ranks import extreme_overlap, rank_correlation
 
 pairs = st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=30)
 
@@ -84,3 +84,59 @@ def test_too_few_for_an_interval():
 def test_refuses(a, b, level, message):
     with pytest.raises(ValueError, match=message):
         rank_correlation(a, b, level=level)
+
+
+# ---- largest and smallest values -------------------------------------------------------------------------
+
+
+def test_overlap_by_hand():
+    # Tenths of 20: the largest of a are 18 and 19, those of b 18 and 17; the smallest 0, 1 and 2, 3.
+    a = np.arange(20)
+    b = np.r_[[10, 11, 0, 1], np.arange(2, 10), np.arange(12, 20)].astype(float)
+    b[[18, 17]], b[19] = [50, 49], 5.5
+    overlap = extreme_overlap(a, b)
+    assert overlap[:4] == (20, 2, 0.5, 0.0)
+    # One or two of two drawn from 20 with 2 marked: 1 - C(18, 2) / C(20, 2).
+    assert overlap.top_p == pytest.approx(1 - 153 / 190)
+    assert overlap.bottom_p == pytest.approx(1)
+
+
+@given(st.integers(2, 40), st.floats(0.01, 0.5), st.integers(0, 100))
+def test_overlap_with_oneself_is_complete_and_symmetric(n, share, seed):
+    a, b = np.random.default_rng(seed).normal(size=(2, n))
+    same = extreme_overlap(a, 3 * a + 1, share=share)
+    assert (same.top, same.bottom) == (1, 1)
+    assert same.size == max(1, int(share * n))
+    assert extreme_overlap(a, b, share=share) == extreme_overlap(b, a, share=share)
+    reverse = extreme_overlap(-a, -b, share=share)
+    assert (reverse.top, reverse.bottom) == extreme_overlap(a, b, share=share)[3:1:-1]
+
+
+def test_overlap_by_chance():
+    a, b = np.random.default_rng(0).normal(size=(2, 20000))
+    overlap = extreme_overlap(a, b)
+    assert overlap.top == pytest.approx(0.1, abs=0.02)
+    shared = overlap.top * 2000
+    table = [[shared, 2000 - shared], [2000 - shared, 16000 + shared]]
+    expected = stats.fisher_exact(table, alternative="greater")
+    assert overlap.top_p == pytest.approx(expected.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "share", "message"),
+    [
+        (
+            [1, 2],
+            [1, 2, 3],
+            0.1,
+            r"b: expected two values or more, .* got \(3,\) for \(2,\)",
+        ),
+        ([1], [1], 0.1, "b: expected two values or more"),
+        ([1, np.nan], [1, 2], 0.1, "a, b: expected values without NaN"),
+        ([1, 2], [1, 2], 0.6, "share: .* at most 0.5, got 0.6"),
+        ([1, 2], [1, 2], 0, "share: .* above 0"),
+    ],
+)
+def test_overlap_refuses(a, b, share, message):
+    with pytest.raises(ValueError, match=message):
+        extreme_overlap(a, b, share=share)
