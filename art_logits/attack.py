@@ -137,7 +137,8 @@ class TemperaturePGD:
         fuse: let the gradients of a model that is large enough for it to pay come from a copy with its batch
             norms folded into its convolutions and another memory layout (:func:`art_logits.prepare`). The
             results are those of float32 with other roundings; false, at precision ``"float32"``, for the
-            plain model bit by bit.
+            plain model bit by bit. So it is with ``keep="last", stop_on_success=False``, which is there to
+            take the very steps that the hosts take.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -256,7 +257,9 @@ class TemperaturePGD:
         precision: str = self.precision
         if precision == "auto":
             precision = choose_precision(model, inputs, fuse=self.fuse)
-        return gradient_model(model, inputs, precision, fuse=self.fuse)
+        # The last of all steps is what the hosts return: in float32 it must be the same point as theirs.
+        as_hosts = self.keep == "last" and not self.stop_on_success and precision == "float32"
+        return gradient_model(model, inputs, precision, fuse=self.fuse and not as_hosts)
 
     def _goals(self, labels: Tensor, targets: Tensor | None) -> Tensor:
         if not self.targeted:
@@ -537,7 +540,7 @@ class _Book:
         return _joined(logits), _joined(grads)
 
     def enter(self, slots: _Slots, logits: Tensor) -> tuple[_Slots, Tensor]:
-        """Note what a gradient pass has shown; returns the slots, and which need no further attack."""
+        """Note what a pass has shown; returns the slots, and which samples need no further attack."""
         if self.proxy is None:
             return slots, self._note(slots, logits, final=False)
         margin, success = self._outcome(logits, self.goals[slots.index])
@@ -552,11 +555,14 @@ class _Book:
 
     def land(self, slots: _Slots) -> Tensor:
         """Note how a restart ended; returns which samples need no further attack."""
-        if self.proxy is not None and self.attack.keep == "best":
-            margin, _ = self._outcome(self.forward(slots, proxy=True), self.goals[slots.index])
-            slots = self._raised(slots, margin >= slots.height, margin)
-            slots = replace(slots, x=slots.peak)
-        return self._note(slots, self.forward(slots), final=True)
+        if self.proxy is None or self.attack.keep == "last":
+            return self._note(slots, self.forward(slots), final=True)
+        slots, solved = self.enter(slots, self.forward(slots, proxy=True))
+        if not bool(solved.all()):
+            rest = slots.take(~solved)
+            rest = replace(rest, x=rest.peak)
+            solved[~solved] = self._note(rest, self.forward(rest), final=True)
+        return solved
 
     def _raised(self, slots: _Slots, rows: Tensor, margin: Tensor) -> _Slots:
         wide = rows.view(-1, *[1] * (slots.x.ndim - 1))

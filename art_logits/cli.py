@@ -52,6 +52,7 @@ def build_app() -> typer.Typer:
     require("typer", extra="evaluate")
     import typer
 
+    from .distill_cli import distill
     from .evaluate_cli import evaluate
     from .report_cli import compare, report
     from .training_cli import train
@@ -67,6 +68,7 @@ def build_app() -> typer.Typer:
     app.command("report")(_one_line_errors(report))
     app.command("compare")(_one_line_errors(compare))
     app.command("train")(_one_line_errors(train))
+    app.command("distill")(_one_line_errors(distill))
     return app
 
 
@@ -103,8 +105,10 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except torch.OutOfMemoryError as error:
-            raise typer.Exit(_fail(f"{error}: try a smaller --batch-size")) from error
-        except (ValueError, TypeError, OSError, ImportError) as error:
+            # Our own loops halve their batches; an attack of a host may take a whole one.
+            remedy = "" if "a single sample" in str(error) else ": try a smaller --batch-size"
+            raise typer.Exit(_fail(f"{error}{remedy}")) from error
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             raise typer.Exit(_fail(error)) from error
 
     return wrapper

@@ -26,6 +26,29 @@ Eps: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
+# Of the commands that train.
+TrainingData: TypeAlias = Annotated[str, typer.Option(help="Data spec, as for evaluate; the train split.")]
+Validation: TypeAlias = Annotated[
+    str | None, typer.Option(help="Data spec to measure after each epoch. [default: --data's test split]")
+]
+NValidation: TypeAlias = Annotated[int, typer.Option(help="Class-balanced subset of the validation data.")]
+TrainingOut: TypeAlias = Annotated[Path, typer.Option(help="Folder for checkpoint, weights and history.")]
+Steps: TypeAlias = Annotated[int, typer.Option(help="Steps of the inner attack.")]
+StepSize: TypeAlias = Annotated[str | None, typer.Option(help="Their length. [default: eps / 2]")]
+Epochs: TypeAlias = Annotated[int, typer.Option(help="Passes over the data.")]
+BatchSize: TypeAlias = Annotated[int, typer.Option(help="Samples per optimiser step.")]
+LearningRate: TypeAlias = Annotated[
+    float, typer.Option(help="Largest learning rate of the one-cycle schedule.")
+]
+WeightDecay: TypeAlias = Annotated[float, typer.Option(help="Weight decay of SGD.")]
+Ema: TypeAlias = Annotated[float, typer.Option(help="Decay of the weight average per step; 0 for none.")]
+Augment: TypeAlias = Annotated[str, typer.Option(help="none, shift or crop-flip.")]
+TrainingPrecision: TypeAlias = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+TrainingSeed: TypeAlias = Annotated[
+    int, typer.Option(help="Of initialisation, order, augmentation, random starts.")
+]
+ResumeTraining: TypeAlias = Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")]
+
 
 class DataOptions(TypedDict):
     """The options of ``load_data`` beside spec and split."""

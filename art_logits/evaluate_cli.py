@@ -108,7 +108,7 @@ def evaluate(
     """
     from .evaluation import evaluate as run
     from .evaluation import resolve_device
-    from .presets import parse_attacks, parse_number, read_integer
+    from .presets import parse_attacks, parse_number
 
     where = resolve_device(device)
     files: DataOptions = {"data_dir": data_dir, "download": download, "resize": resize, "crop": crop}
@@ -140,7 +140,7 @@ def evaluate(
             attacks=attacks,
             reference=other.model if other else None,
             bounds=samples.bounds,
-            batch_size=batch_size if batch_size == "auto" else read_integer(batch_size),
+            batch_size=_batch_size(batch_size),
             precision=precision,
             device=where,
             out=folder,
@@ -155,6 +155,16 @@ def evaluate(
     except KeyboardInterrupt as error:
         raise Interrupted(_how_to_go_on(folder)) from error
     _conclude(records, folder)
+
+
+def _batch_size(text: str) -> int | str:
+    """A number, or ``"auto"``."""
+    from .presets import read_integer
+
+    try:
+        return text if text == "auto" else read_integer(text)
+    except ValueError as error:
+        raise ValueError(f"--batch-size: {error} (or auto)") from error
 
 
 @dataclass(frozen=True)

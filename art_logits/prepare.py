@@ -318,11 +318,11 @@ _known_pairs: weakref.WeakKeyDictionary[nn.Module, tuple[object, list[Pair]]] = 
 _said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
-def _say_once(model: nn.Module, text: str) -> None:
+def _say_once(model: nn.Module, text: str, level: int = logging.WARNING) -> None:
     said = _said.setdefault(model, set())
     if text not in said:
         said.add(text)
-        logger.warning("%s: %s", type(model).__name__, text)
+        logger.log(level, "%s: %s", type(model).__name__, text)
 
 
 def _pairs(model: nn.Module) -> list[Pair]:
@@ -338,6 +338,11 @@ def _pairs(model: nn.Module) -> list[Pair]:
         except Exception as error:  # an attack must not fail because its model is unusual
             _say_once(model, f"batch norms are not folded: {error}")
             pairs = []
+        norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        if norms > len(pairs):
+            # No warning: in some architectures a batch norm stands before its convolution.
+            text = f"{len(pairs)} of {norms} batch norms can be folded into the convolution before them"
+            _say_once(model, text, logging.INFO)
         _known_pairs[model] = known = structure, pairs
     return list(known[1])
 

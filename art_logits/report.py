@@ -151,10 +151,15 @@ def _more(records: Records, classes: ClasswiseReport) -> str:
         )
     if reference is not None:
         sentences.append(
-            f"The reference {name_of(records, 'reference')}: {percent(reference.clean_accuracy)} clean, "
+            f"{_reference_name(records)}: {percent(reference.clean_accuracy)} clean, "
             f"{percent(reference.robust_accuracy)} under attack."
         )
     return " ".join(sentences)
+
+
+def _reference_name(records: Records) -> str:
+    name = name_of(records, "reference")
+    return "The reference" if name == "reference" else f"The reference {name}"
 
 
 def _tiles(classes: ClasswiseReport) -> list[dict[str, str]]:

@@ -4,88 +4,87 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 
 from . import _checks
 from ._extras import require
-from .cli_options import Crop, DataDir, Device, Download, Eps, Norm, Resize
+from .cli_options import (
+    Augment,
+    BatchSize,
+    Crop,
+    DataDir,
+    DataOptions,
+    Device,
+    Download,
+    Ema,
+    Epochs,
+    Eps,
+    LearningRate,
+    Norm,
+    NValidation,
+    Resize,
+    ResumeTraining,
+    Steps,
+    StepSize,
+    TrainingData,
+    TrainingOut,
+    TrainingPrecision,
+    TrainingSeed,
+    Validation,
+    WeightDecay,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .attack import TemperaturePGD
+    from .data import Data
+    from .training_loop import History
 
 typer = require("typer", extra="evaluate")
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint, weights and history.")],
+    out: TrainingOut,
     model: Annotated[
         str, typer.Option(help="Architecture, as <module or FILE.py>:<factory>.")
     ] = "art_logits.models:DigitsNet",
-    data: Annotated[str, typer.Option(help="Data spec, as for evaluate; the train split.")] = "digits",
-    validation: Annotated[
-        str | None, typer.Option(help="Data spec to measure after each epoch. [default: --data's test split]")
-    ] = None,
+    data: TrainingData = "digits",
+    validation: Validation = None,
     data_dir: DataDir = None,
     download: Download = False,
     resize: Resize = None,
     crop: Crop = None,
-    n_validation: Annotated[int, typer.Option(help="Class-balanced subset of the validation data.")] = 512,
+    n_validation: NValidation = 512,
     method: Annotated[str, typer.Option(help="pgd-at, trades or standard.")] = "pgd-at",
     norm: Norm = "Linf",
     eps: Eps = None,
-    steps: Annotated[int, typer.Option(help="Steps of the inner attack.")] = 5,
-    step_size: Annotated[str | None, typer.Option(help="Their length. [default: eps / 2]")] = None,
+    steps: Steps = 5,
+    step_size: StepSize = None,
     temperature: Annotated[str, typer.Option(help="Temperature of the inner attack, or gap.")] = "1",
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 30,
-    batch_size: Annotated[int, typer.Option(help="Samples per optimiser step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Largest learning rate of the one-cycle schedule.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of SGD.")] = 5e-4,
+    epochs: Epochs = 30,
+    batch_size: BatchSize = 128,
+    lr: LearningRate = 0.1,
+    weight_decay: WeightDecay = 5e-4,
     beta: Annotated[float, typer.Option(help="Weight of the KL in TRADES.")] = 6.0,
-    ema: Annotated[float, typer.Option(help="Decay of the weight average per step; 0 for none.")] = 0.995,
-    augment: Annotated[str, typer.Option(help="none, shift or crop-flip.")] = "none",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    ema: Ema = 0.995,
+    augment: Augment = "none",
+    precision: TrainingPrecision = "auto",
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of initialisation, order, augmentation, random starts.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
+    seed: TrainingSeed = 0,
+    resume: ResumeTraining = False,
 ) -> None:
     """Train a classifier, adversarially or not, and keep its averaged weights as safetensors."""
-    from .attack import TemperaturePGD
-    from .data import load_data
     from .evaluation import resolve_device
-    from .models import load_model
-    from .presets import parse_number
-    from .torchvision_sets import TORCHVISION_SETS
-    from .training import WEIGHTS, fit
+    from .training import fit
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    training_data = load_data(
-        data, split="train", data_dir=data_dir, download=download, resize=resize, crop=crop
-    )
-    # Validation data of another kind has no use for torchvision's options.
-    public = (validation or data) in TORCHVISION_SETS
-    held_out = load_data(
-        validation or data,
-        split="test",
-        data_dir=data_dir if public else None,
-        download=download and public,
-        resize=resize,
-        crop=crop,
-    )
-    if len(held_out) > n_validation:
-        held_out = held_out.subset(n_validation, seed=seed)
-    _checks.choice("norm", norm, training_data.default_eps)
-    radius = training_data.default_eps[norm] if eps is None else parse_number(eps)
-    attack = TemperaturePGD(
-        eps=radius,
-        norm=cast(Any, norm),
-        steps=steps,
-        step_size=radius / 2 if step_size is None else parse_number(step_size),
-        temperature=cast(Any, temperature) if temperature in ("gap", "auto") else parse_number(temperature),
-        bounds=training_data.bounds,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = load_model(model)
-    where = resolve_device(device)
+    options = DataOptions(data_dir=data_dir, download=download, resize=resize, crop=crop)
+    training_data, held_out = load_splits(data, validation, n_validation, seed, options)
+    attack = inner_attack(training_data, norm, eps, steps, step_size, temperature)
+    net, where = new_model(model, seed), resolve_device(device)
     typer.echo(f"training {model} by {method} on {training_data.name} (n={len(training_data)}), {attack}")
     history = fit(
         net,
@@ -107,8 +106,61 @@ def train(
         resume=resume,
         progress=True,
     )
+    say_result(history, held_out, out)
+
+
+def load_splits(
+    data: str, validation: str | None, n_validation: int, seed: int, options: DataOptions
+) -> tuple[Data, Data]:
+    """The training data, and a class-balanced subset of those to measure on after each epoch."""
+    from .data import load_data
+    from .torchvision_sets import TORCHVISION_SETS
+
+    training_data = load_data(data, split="train", **options)
+    # Validation data of another kind has no use for torchvision's options.
+    if (validation or data) not in TORCHVISION_SETS:
+        options = {**options, "data_dir": None, "download": False}
+    held_out = load_data(validation or data, split="test", **options)
+    if len(held_out) > n_validation:
+        held_out = held_out.subset(n_validation, seed=seed)
+    return training_data, held_out
+
+
+def inner_attack(
+    data: Data, norm: str, eps: str | None, steps: int, step_size: str | None, temperature: str = "1"
+) -> TemperaturePGD:
+    """The attack of the training, from its options; the radius is the data's where there is none."""
+    from .attack import TemperaturePGD
+    from .presets import parse_number
+
+    _checks.choice("norm", norm, data.default_eps)
+    radius = data.default_eps[norm] if eps is None else parse_number(eps)
+    return TemperaturePGD(
+        eps=radius,
+        norm=cast(Any, norm),
+        steps=steps,
+        step_size=radius / 2 if step_size is None else parse_number(step_size),
+        temperature=cast(Any, temperature) if temperature in ("gap", "auto") else parse_number(temperature),
+        bounds=data.bounds,
+    )
+
+
+def new_model(spec: str, seed: int) -> nn.Module:
+    """A model that only its spec and the seed decide."""
+    from .models import load_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return load_model(spec)
+
+
+def say_result(history: History, held_out: Data, out: Path) -> None:
+    """The last epoch's accuracies, and where the weights are."""
+    from .training_loop import WEIGHTS
+
     last = history.rows[-1]
     typer.echo(
         f"clean accuracy {last['clean_accuracy']:.1%}, robust accuracy {last['robust_accuracy']:.1%} "
-        f"on {len(held_out)} held-out samples; weights: {out / WEIGHTS}"
+        f"(worst class {last['worst_class_accuracy']:.1%}) on {len(held_out)} held-out samples; "
+        f"weights: {out / WEIGHTS}"
     )

@@ -288,6 +288,45 @@ def test_too_little_memory_is_one_line(capsys, monkeypatch):
     assert err.strip() == "error: out of memory: try a smaller --batch-size"
 
 
+def test_too_little_memory_for_one_sample_is_not_for_smaller_batches(capsys, monkeypatch):
+    class Cramped(torch.nn.Module):
+        def forward(self, inputs):
+            if len(inputs) != 2:  # what the evaluation tries first
+                raise torch.OutOfMemoryError("tried to allocate 1 TiB")
+            return inputs.flatten(1)[:, :10]
+
+    monkeypatch.setattr(evaluate_cli, "_load_model", lambda *args: evaluate_cli._Named("net", Cramped()))
+    code, _, err = run(capsys, "evaluate", *QUICK)
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert "out of memory with a single sample in the batch" in last
+    assert "--batch-size" not in last
+
+
+def test_precision_and_batch_size(capsys):
+    for number, arguments in enumerate(
+        (["--precision", "bfloat16"], ["--precision", "auto", "--batch-size", "auto"], ["--batch-size", "7"])
+    ):
+        assert run(capsys, "evaluate", *QUICK, "--out", f"run-{number}", *arguments)[0] == 0
+        attacks = Records.load(f"run-{number}").manifest["identity"]["attacks"]
+        expected = "float32" if number else "bfloat16"
+        assert {attack["precision"] for attack in attacks.values()} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "float8"], "precision must be one of auto, float32, bfloat16"),
+        (["--batch-size", "many"], "batch-size: expected an integer, got 'many'"),
+        (["--batch-size", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_wrong_precision_and_batch_size(capsys, arguments, message):
+    code, _, err = run(capsys, "evaluate", *QUICK, *arguments)
+    assert code == 2
+    assert message in err
+
+
 def test_missing_typer_says_what_to_install(capsys, monkeypatch):
     for name in [key for key in sys.modules if key.partition(".")[0] == "typer"]:
         monkeypatch.delitem(sys.modules, name)

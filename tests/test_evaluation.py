@@ -474,3 +474,116 @@ def test_thumbnails_do_not_depend_on_parts_batches_or_an_interruption(monkeypatc
         for t in (whole, expected)
     ]
     assert shown[0] == shown[1]
+
+
+# Precision, batch sizes and memory --------------------------------------------------------------------
+
+
+def precisions(records: Records) -> dict[str, str]:
+    return {name: each["precision"] for name, each in records.manifest["identity"]["attacks"].items()}
+
+
+def test_auto_is_decided_before_the_run_and_stored(monkeypatch):
+    asked = []
+
+    def choose(model, inputs, *, fuse):
+        asked.append((type(model).__name__, len(inputs), fuse))
+        return "bfloat16"
+
+    monkeypatch.setattr(evaluation, "choose_precision", choose)
+    attacks = {
+        "auto": TemperaturePGD(eps=0.01, steps=1),
+        "plain": TemperaturePGD(eps=0.01, steps=1, fuse=False),
+        "own": TemperaturePGD(eps=0.01, steps=1, precision="float32"),
+        "spec": "pgd:steps=1,precision=float32",
+        "foreign": lambda model, x, y: x,
+    }
+    attacks["foreign"].eps = None
+    records = evaluate(Linear(), samples(40), attacks=attacks, eps=0.01, reference=Linear())
+    stored = records.manifest["identity"]["attacks"]
+    assert {name: each.get("precision") for name, each in stored.items()} == {
+        "auto": "bfloat16",
+        "plain": "bfloat16",
+        "own": "float32",
+        "spec": "float32",
+        "foreign": None,
+    }
+    assert asked == [("Linear", 16, True), ("Linear", 16, False)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_given_precision_is_that_of_the_attacks_that_leave_it_open(monkeypatch, precision):
+    monkeypatch.setattr(evaluation, "choose_precision", None)
+    attacks = ["pgd:steps=1", "pgd:precision=float32,steps=1", TemperaturePGD(eps=0.01, steps=1)]
+    records = evaluate(Linear(), samples(4), attacks=attacks, eps=0.01, precision=precision)
+    assert list(precisions(records).values()) == [precision, "float32", precision]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):
+    options = {"attacks": {"a": TemperaturePGD(eps=0.05, steps=2)}, "out": tmp_path / "run"}
+    monkeypatch.setattr(evaluation, "choose_precision", lambda *args, **kwargs: "bfloat16")
+    first = evaluate(Linear(), samples(20), **options)
+    monkeypatch.setattr(evaluation, "choose_precision", lambda *args, **kwargs: "float32")
+    again = evaluate(Linear(), samples(20), **options, resume=True)
+    assert precisions(first) == precisions(again) == {"a": "bfloat16"}
+    assert again.table.equals(first.table)
+    with pytest.raises(ValueError, match="precision"):
+        evaluate(Linear(), samples(20), **options, resume=True, precision="float32")
+
+
+@pytest.mark.parametrize("manifest", ["{}", "nonsense", '{"format": 1, "identity": {"attacks": {"a": 3}}}'])
+def test_a_damaged_manifest_is_left_to_the_writer(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert evaluation._stored_precisions(tmp_path) == {}
+    with pytest.raises(ValueError, match=r"manifest.json|differs"):
+        evaluate(Linear(), samples(4), attacks="pgd", eps=0.1, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("asked", [None, "auto"])
+def test_the_batch_size_is_found_where_none_is_given(monkeypatch, asked):
+    sizes = []
+
+    class Watched(Linear):
+        def forward(self, inputs):
+            sizes.append(len(inputs))
+            return super().forward(inputs)
+
+    evaluate(Watched(), samples(150), attacks=TemperaturePGD(eps=0.01, steps=1), batch_size=asked)
+    assert max(sizes) == 64
+    with pytest.raises(TypeError, match="batch_size must be an integer"):
+        evaluate(Linear(), samples(4), attacks="pgd", eps=0.1, batch_size="all")
+
+
+def test_out_of_memory_changes_no_record_and_is_remembered():
+    def failures(model, x, y):
+        assert len(x) <= 4
+        return x
+
+    class Cramped(Linear):
+        tries = 0
+
+        def forward(self, inputs):
+            if len(inputs) > 4:
+                Cramped.tries += 1
+                raise torch.OutOfMemoryError("no memory")
+            return super().forward(inputs)
+
+    attacks = {"a": TemperaturePGD(eps=0.05, steps=3), "foreign": failures}
+    options = {"attacks": attacks, "batch_size": 16, "part_size": 10}
+    expected = evaluate(Linear(), samples(40), **{**options, "batch_size": 4})
+    found = evaluate(Cramped(), samples(40), **options)
+    assert found.table.equals(expected.table)
+    # 10 rows, then 5: after that every part, attack and pass keeps to what fits.
+    assert Cramped.tries == 2
+
+
+def test_a_prepared_model_is_evaluated_as_its_original():
+    from art_logits import prepare
+
+    model = Linear()
+    options = {"attacks": TemperaturePGD(eps=0.05, steps=3)}
+    expected = evaluate(model, samples(10), **options)
+    found = evaluate(prepare(model, precision="bfloat16"), samples(10), **options)
+    assert found.table.equals(expected.table)
+    assert found.manifest["identity"]["model"] == expected.manifest["identity"]["model"]

@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # Which host each script needs; a script that is not listed needs none.
-HOSTS = {"art_drop_in": "art", "torchattacks_drop_in": "torchattacks"}
+HOSTS = {"art_drop_in": "art", "distillation": "art", "torchattacks_drop_in": "torchattacks"}
 
 
 def test_there_is_one_per_host() -> None:

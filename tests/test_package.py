@@ -43,7 +43,7 @@ FLOORS = [
         "diagnostics",
         "album",
     },
-    {"training_loop", "objectives"},
+    {"training_loop", "objectives", "transform_specs"},
     {"distill", "training"},
     {"evaluation"},
     {"analysis"},

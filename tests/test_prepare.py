@@ -294,6 +294,16 @@ def test_models_that_cannot_be_copied_are_attacked_as_they_are(
     assert "a TorchScript module can't be copied" in warnings(caplog)[0]
 
 
+def test_what_cannot_be_folded_is_counted_once(images: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()).eval()
+    with caplog.at_level(logging.INFO, logger="art_logits"):
+        for _ in range(2):
+            prepare(model)(images(2))
+    assert [record.getMessage() for record in caplog.records] == [
+        "Sequential: 1 of 2 batch norms can be folded into the convolution before them"
+    ]
+
+
 # Weights change ---------------------------------------------------------------------------------------
 
 

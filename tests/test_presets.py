@@ -83,6 +83,7 @@ def test_the_step_follows_the_specs_own_eps():
         ("pgd:steps=3,steps=4", "the option 'steps' was given twice"),
         ("pgd:steps=3.5", "option 'steps': expected an integer, got '3.5'"),
         ("pgd:random_start=1", "option 'random_start': expected true or false, got '1'"),
+        ("pgd:precision=float8", "precision must be one of auto, float32, bfloat16, got 'float8'"),
         ("pgd:eps=big", "option 'eps': expected a number"),
         ("pgd:temperature=-", "option 'temperature': expected a number"),
         ("pgd:temperature=cold", "attack 'pgd:temperature=cold': temperature"),
@@ -104,3 +105,10 @@ def test_several_specs_have_distinct_names():
     assert twice["pgd"] == twice["pgd-2"]
     with pytest.raises(ValueError, match="at least one attack"):
         parse_attacks([], **THREAT)
+
+
+def test_precision_and_fusion_by_spec() -> None:
+    _, attack = parse_attack("pgd:precision=bfloat16,fuse=false", norm="Linf", eps=0.1)
+    assert (attack.precision, attack.fuse) == ("bfloat16", False)
+    _, attack = parse_attack("temperature-pgd", norm="Linf", eps=0.1)
+    assert (attack.precision, attack.fuse) == ("auto", True)

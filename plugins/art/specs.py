@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from art.attacks import EvasionAttack, evasion
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ __all__ = ["ArtAttack", "attack_from_spec"]
 _NORMS = {"Linf": np.inf, "L2": 2, "L1": 1}
 # Their eps is a radius of something else: of a transport distance, of a step.
 _OTHER_RADIUS = ("Wasserstein", "VirtualAdversarialMethod")
+# They take one sample at a time.
+_SINGLE = ("SimBA", "ShadowAttack")
+# Its labels are targets: given the true ones, it would find everything robust.
+_TARGETED = ("TargetedUniversalPerturbation",)
 _OTHER_KINDS = ("poisoning", "extraction", "inference.membership_inference", "inference.model_inversion")
 
 
@@ -36,20 +41,41 @@ class ArtAttack(HostAttack):
 
     def run(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Any:
         """Wrap the model in a ``PyTorchClassifier`` and generate."""
+        classes = int(model(inputs[:1]).shape[1])
         classifier = PyTorchClassifier(
-            model=model,
+            model=_InPrecision(model, inputs.dtype),
             loss=nn.CrossEntropyLoss(),
             input_shape=tuple(inputs.shape[1:]),
-            nb_classes=int(model(inputs[:1]).shape[1]),
+            nb_classes=classes,
             clip_values=tuple(float(bound) for bound in self.threat.bounds),
             device_type="gpu" if inputs.is_cuda else "cpu",
         )
+        # Some of the attacks know no class indices.
+        images, targets = inputs.cpu().numpy(), nn.functional.one_hot(labels.cpu(), classes).float().numpy()
+        single = self.kind.__name__ in _SINGLE
         arguments = dict(self.arguments)
         if "batch_size" in Signature(self.kind).options:
-            arguments.setdefault("batch_size", len(inputs))
+            arguments.setdefault("batch_size", 1 if single else len(inputs))
+        size = 1 if single else len(inputs)
         with untouched(classifier):
             attack = self.kind(classifier, **arguments)
-            return attack.generate(inputs.detach().cpu().numpy(), y=labels.cpu().numpy())
+            parts = [
+                attack.generate(images[i : i + size], y=targets[i : i + size])
+                for i in range(0, len(inputs), size)
+            ]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+class _InPrecision(nn.Module):
+    """The model for inputs of any precision: some attacks compute in double."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs.to(self.dtype))
+        return logits
 
 
 def attack_from_spec(name: str, options: Mapping[str, str], *, threat: Threat, spec: str) -> HostAttack:
@@ -100,6 +126,8 @@ def _class(name: str, spec: str) -> type:
     if name not in kinds:
         _refuse_other_kinds(name, spec)
         raise ValueError(class_names({k: v for k, v in kinds.items() if _served(v)}, name, "ART", spec))
+    if name in _TARGETED:
+        raise ValueError(f"attack {spec!r} must be untargeted: an evaluation has no targets")
     if not _served(kinds[name]):
         raise ValueError(
             f"attack {spec!r} is not for image classifiers in PyTorch: ART's {name} asks for "

@@ -866,3 +866,44 @@ def test_the_progress_bar_shows_where_asked(robust: PyTorchClassifier, x: Any, y
     attack.set_params(verbose=False)
     attack.generate(x, y)
     assert capsys.readouterr().err == ""
+
+
+# ---- precision ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["art_logits.prepare"], "_WORTHWHILE", 0)
+
+
+def test_float32_is_the_network_s_own(large: None, robust: PyTorchClassifier, x: Any, y: Any) -> None:
+    from art_logits import pgd
+
+    found = TemperaturePGD(robust, **QUICK).generate(x, y)
+    options: dict[str, Any] = {"eps": 0.1, "step_size": 0.03, "steps": 5, "random_start": False}
+    inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
+    plain = pgd(
+        robust.model, inputs, labels, **options, stop_on_success=False, precision="float32", fuse=False
+    )
+    assert np.array_equal(found, plain.adv_inputs.numpy())
+
+
+@pytest.mark.parametrize("preprocessing", [None, (0.1, 1.1)])
+def test_bfloat16_is_as_strong(large: None, preprocessing: Any, x: Any, y: Any) -> None:
+    classifier = wrap(load_model("digits-at"), preprocessing=preprocessing)
+    options = {**QUICK, "eps": 0.2, "eps_step": 0.05, "max_iter": 10}
+    found = [
+        TemperaturePGD(classifier, **options, precision=precision).generate(x, y)
+        for precision in ("float32", "bfloat16")
+    ]
+    assert not np.array_equal(*found)
+    plain, half = (accuracy(classifier, adv, y) for adv in found)
+    assert 0.3 < plain < 0.95
+    assert half <= plain + 1 / len(x)
+
+
+def test_unknown_precisions(robust: PyTorchClassifier) -> None:
+    attack = TemperaturePGD(robust, verbose=False)
+    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):
+        attack.set_params(precision="half")
+    assert attack.precision == "float32"

@@ -182,6 +182,7 @@ def test_art_classes_are_told_norm_and_radius():
         ("art:", {}, "name the class too, as art:CLASS"),
         ("art:DeepFol", {}, r"ART has no attack class 'DeepFol' \(did you mean DeepFool"),
         ("art:PoisoningAttackBackdoor", {}, "must be an evasion attack, .* is one of poisoning"),
+        ("art:TargetedUniversalPerturbation", {}, "must be untargeted: an evaluation has no targets"),
         ("art:CopycatCNN", {}, "is one of extraction"),
         ("art:DPatch", {}, "is not for image classifiers in PyTorch: ART's DPatch asks for ObjectDetector"),
         ("art:LaserAttack", {}, "needs the options iterations, laser_generator"),
@@ -195,6 +196,30 @@ def test_bad_art_specs(spec, options, message):
     pytest.importorskip("art")
     with pytest.raises(ValueError, match=message):
         attack_of(spec, **options)
+
+
+@pytest.mark.parametrize(
+    ("spec", "norm", "count"),
+    [
+        ("art:HopSkipJump:max_iter=1,max_eval=50,init_eval=10,init_size=10", "L2", 3),  # computes in double
+        ("art:PixelAttack:max_iter=1,es=1", "Linf", 1),  # knows no class indices
+        ("art:ShadowAttack:nb_steps=1", "Linf", 3),  # takes one sample at a time
+    ],
+)
+def test_art_attacks_of_all_kinds(images, predict, spec, norm, count):
+    pytest.importorskip("art")
+    inputs = images(count).repeat(1, 3, 1, 1)
+    colour = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    found = attack_of(spec, norm=norm)(colour, inputs, predict(colour, inputs))
+    assert found.shape == inputs.shape
+    assert bool((get_ball(norm).norm(found - inputs) <= 0.1 + 1e-5).all())
+
+
+def test_an_art_attack_that_needs_probabilities_says_so(batch):
+    pytest.importorskip("art")
+    net, inputs, labels = batch
+    with pytest.raises(ValueError, match=r"'art:SimBA' failed in its host: .* predicting probabilities"):
+        attack_of("art:SimBA")(net, inputs, labels)
 
 
 def test_an_art_attack_that_returns_no_images_is_named(batch):

@@ -800,3 +800,63 @@ def test_without_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "art_logits.plugins.torchattacks", raising=False)
     with pytest.raises(ImportError, match=r'pip install "art-logits\[torchattacks\]"'):
         importlib.import_module("art_logits.plugins.torchattacks")
+
+
+class TestPrecision:
+    """Float32 is the model's, bit by bit; other precisions are as strong, and judged in float32."""
+
+    @pytest.fixture(autouse=True)
+    def _large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["art_logits.prepare"], "_WORTHWHILE", 0)
+
+    @pytest.fixture
+    def digits(self) -> tuple[nn.Module, Tensor, Tensor]:
+        data = load_data("digits")
+        return load_model("digits-at"), *data.batch(slice(0, 100))
+
+    def test_float32_is_neither_folded_nor_cast(self, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+        net, images, labels = digits
+        found = TemperaturePGD(net, **DIGITS, steps=5, seed=0)(images, labels)
+        plain = art_logits.TemperaturePGD(
+            eps=0.1, step_size=0.025, steps=5, stop_on_success=False, precision="float32", fuse=False
+        )
+        assert torch.equal(found, plain(net, images, labels).adv_inputs)
+
+    @pytest.mark.parametrize("normalised", [False, True])
+    @pytest.mark.parametrize("stop_on_success", [False, True])
+    def test_bfloat16_is_as_strong(
+        self, digits: tuple[nn.Module, Tensor, Tensor], normalised: bool, stop_on_success: bool
+    ) -> None:
+        net, images, labels = digits
+        if normalised:
+            net.normalize = nn.Identity()
+        mean, std = [0.3053], [0.3760]
+        found = {}
+        for precision in ("float32", "bfloat16"):
+            attack = TemperaturePGD(
+                net, eps=0.2, alpha=0.05, seed=0, precision=precision, stop_on_success=stop_on_success
+            )
+            shown = images
+            if normalised:
+                attack.set_normalization_used(mean, std)
+                shown = (images - mean[0]) / std[0]
+            found[precision] = attack(shown, labels)
+        assert not torch.equal(*found.values())
+        plain, half = (accuracy(net, adv, labels) for adv in found.values())
+        assert 0.5 < plain < 0.9
+        assert half <= plain + 0.01
+
+    def test_a_model_in_training_mode_is_left_to_the_host(
+        self, digits: tuple[nn.Module, Tensor, Tensor]
+    ) -> None:
+        net, images, labels = digits
+        results = []
+        for precision in ("float32", "bfloat16"):
+            attack = TemperaturePGD(net, **DIGITS, steps=3, seed=0, precision=precision)
+            attack.set_model_training_mode(model_training=True, batchnorm_training=True)
+            results.append(attack(images, labels))
+        assert torch.equal(*results)
+
+    def test_unknown_precisions(self, digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+        with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got 'half'"):
+            TemperaturePGD(digits[0], precision="half")
