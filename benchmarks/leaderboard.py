@@ -44,12 +44,15 @@ class Place(NamedTuple):
     dataset: str
     threat_model: str
     eps: float
+    note: str = ""
 
 
 def read_config(path: Path) -> tuple[Place, list[str]]:
     """The place in the zoo, and names of models, those with a factory of their own registered."""
     config = json.loads(path.read_text())
-    place = Place(config["dataset"], config["threat_model"], parse_number(config["eps"]))
+    place = Place(
+        config["dataset"], config["threat_model"], parse_number(config["eps"]), config.get("note", "")
+    )
     names = []
     for model in config["models"]:
         if isinstance(model, dict):
@@ -198,6 +201,8 @@ def write(
         f"{len(data)} images of {data.name}; robust accuracy in percent, 95 % intervals of the worst class; "
         f"passes: forward passes of single samples. Made by\n\n    {arguments.command}\n",
     ]
+    if place.note:
+        text.append(f"{place.note}\n")
     if records:
         found = [model_row(name, each, table.loc[(*place[:2], name)]) for name, each in records.items()]
         text.append(to_markdown(pd.DataFrame(found)))

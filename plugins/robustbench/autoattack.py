@@ -208,13 +208,13 @@ class AutoAttack:
         """Points of the ball, as bad for the model as Temperature-PGD finds them, that it gets right."""
         options: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "seed": self.seed}
         attack = TemperaturePGD(**options, stop_on_success=False, precision="float32")
-        delta = attack(model, inputs, labels, ids, batch_size=size).adv_inputs - inputs
+        points = attack(model, inputs, labels, ids, batch_size=size).adv_inputs
         for _ in range(_HALVINGS):
-            broken = _logits(model, inputs + delta, size).argmax(dim=1) != labels
+            broken = _logits(model, points, size).argmax(dim=1) != labels
             if not bool(broken.any()):
                 break
-            delta[broken] /= 2
-        return inputs + delta
+            points[broken] = (inputs[broken] + points[broken]) / 2
+        return points
 
 
 def _check_classes(attacks: Sequence[str], classes: int) -> None:

@@ -139,7 +139,7 @@ class ClasswiseEvaluator(_Evaluator):
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: radius, in the unit of the images, >= 0.
         attacks: what :func:`art_logits.evaluate` takes; default Temperature-PGD. AutoAttack is
-            ``AutoAttack(norm=norm, eps=eps)``, at a hundred times the cost.
+            ``AutoAttack(norm=norm, eps=eps)``, at many times the cost.
         class_names: ``C`` names; default ``"0"`` to ``"C-1"``.
         batch_size: samples in one pass of the model.
         device: where to run; default where the model is.

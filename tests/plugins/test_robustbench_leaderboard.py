@@ -54,6 +54,7 @@ def arguments(tmp_path: Path) -> list[str]:
         for name, file in zip(NAMES, files, strict=True)
     ]
     config = {"dataset": "cifar10", "threat_model": "Linf", "eps": "0.2", "models": [*models, "Wong2020Fast"]}
+    config["note"] = "Digits in place of CIFAR-10."
     (tmp_path / "config.json").write_text(json.dumps(config))
     words = f"--config {tmp_path}/config.json --data digits --n-examples 20 --out {tmp_path}/out --device cpu"
     return [*words.split(), "--model-dir", str(tmp_path), "--attacks-to-run", "apgd-ce"]
@@ -84,6 +85,7 @@ def test_tables_of_what_is_there(script: Any, arguments: list[str], tmp_path: Pa
     text = (out / "leaderboard.md").read_text()
     assert "| digits-at | DigitsNet |" in text
     assert "- Wong2020Fast: weights missing" in text
+    assert "\nDigits in place of CIFAR-10.\n" in text
     assert "- digits-broken: checkpoint" in text
     assert "does not fit DigitsNet" in text
     assert "## By class under apgd-ce" in text
