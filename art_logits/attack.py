@@ -365,7 +365,9 @@ class _Region:
         self, attack: TemperaturePGD, inputs: Tensor, ids: SampleIds, mask: Tensor | None, peaks: bool
     ) -> None:
         self.attack, self.inputs, self.ids, self.peaks = attack, inputs, ids, peaks
-        self.ball, self.bounds = get_ball(attack.norm), Bounds(*attack.bounds)
+        self.ball = get_ball(attack.norm)
+        tensors = (b.to(inputs) if isinstance(b, Tensor) else b for b in attack.bounds)
+        self.bounds = Bounds(*tensors)  # numbers stay numbers, which are clipped to in a tenth of the time
         self.lengths = step_sizes.resolve(attack.step_size, attack.steps)
         self.mask = None if mask is None else _checks.mask(mask, inputs)
         self.eps = self.unit = self._per_sample("eps", attack.eps)
@@ -423,7 +425,9 @@ class _Region:
     def _within(self, base: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
         """The nearest points of the ball, then of the bounds; overwrites ``delta``."""
         x = self.ball.project(delta, eps).add_(base)
-        lower, upper = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in self.bounds)
+        lower: Any  # torch's stubs know pairs of numbers and pairs of tensors, and no pair of either
+        upper: Any
+        lower, upper = self.bounds
         return x.clamp_(lower, upper)
 
     def _masked(self, rows: Tensor, values: Tensor) -> Tensor:
@@ -511,7 +515,7 @@ class _Book:
     def gradient(self, slots: _Slots) -> tuple[Tensor, Tensor]:
         """Logits and loss gradient at the slots' points; the margin's gradient where that one vanishes."""
         logits, grad = self._pass(slots, self._tempered)
-        largest = torch.linalg.vector_norm(grad.flatten(1), torch.inf, dim=1)
+        largest = grad.flatten(1).abs().amax(dim=1)
         lost = ~(largest.isfinite() & (largest > 0))
         if bool(lost.any()):
             rest = slots.take(lost)
@@ -565,6 +569,8 @@ class _Book:
         return solved
 
     def _raised(self, slots: _Slots, rows: Tensor, margin: Tensor) -> _Slots:
+        if bool(rows.all()):
+            return replace(slots, peak=slots.x, height=margin)
         wide = rows.view(-1, *[1] * (slots.x.ndim - 1))
         return replace(
             slots, peak=torch.where(wide, slots.x, slots.peak), height=torch.where(rows, margin, slots.height)
