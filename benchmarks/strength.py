@@ -1,0 +1,308 @@
+"""How strong is an attack for the passes it takes? Ours, three libraries' PGD and AutoAttack.
+
+    python benchmarks/strength.py --data-dir DATA --threads 2
+
+**Judged alike.** Every attack runs on the same images through ``art_logits.evaluate``, which counts what it
+asks of the model, checks ball and bounds, and decides by the original model in float32 which images are still
+right. A pass is one image forward or backward; those of AutoAttack include its black-box queries, those of
+ours the clean pass and the ones that verify.
+
+**AutoAttack** is the standard version (APGD-CE, APGD-T, FAB-T, Square) of pyautoattack, seed 0, batches of
+256. It takes from minutes to an hour per case on two cores.
+
+**Cells.** Each attack on each case is one file below ``strength/``, with the images that it left: a run can
+be interrupted, and what is there is not measured again. ``--cases CASE`` takes cases by name, ``--attacks``
+attacks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from losses import load_case
+from measuring import Cells, command_line, environment, in_words, save_figure, session
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from art_logits import TemperaturePGD, evaluate
+from art_logits._files import write_atomically
+from art_logits.presets import parse_attack
+from art_logits.tables import to_markdown
+
+REFERENCE = "AutoAttack"
+OURS = ("temperature-pgd", "strong")
+STEPS = (5, 10, 20, 50, 100)
+#: Ours: loss, temperature, and whether the steps shrink.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "CE, T = 1": {"temperature": 1.0, "step_size": None},
+    "CE, T = 1, cosine": {"temperature": 1.0},
+    "margin, cosine": {"loss": "margin"},
+    "DLR, cosine": {"loss": "dlr"},
+    "probability margin, cosine": {"loss": "probability_margin", "temperature": 1.0},
+    "gap, cosine": {},
+}
+
+
+def attacks(norm: str, eps: float) -> dict[str, Callable[..., Any]]:
+    """Every attack that a case can name, ready for :func:`art_logits.evaluate`."""
+    table: dict[str, Callable[..., Any]] = {name: parse_attack(name, norm=norm, eps=eps)[1] for name in OURS}
+    for steps in STEPS:
+        for family, options in FAMILIES.items():
+            own = {key: eps / 4 if value is None else value for key, value in options.items()}
+            table[f"{family}, {steps} steps"] = TemperaturePGD(norm=norm, eps=eps, steps=steps, **own)
+        for host, attack in (("torchattacks PGD", of_torchattacks), ("Foolbox PGD", of_foolbox)):
+            table[f"{host}, {steps} steps"] = partial(attack, norm=norm, eps=eps, steps=steps)
+        table[f"ART PGD, {steps} steps"] = partial(of_art, norm=norm, eps=eps, steps=steps)
+    for name, parts in ((REFERENCE, None), ("APGD-CE", ["apgd-ce"])):
+        table[name] = partial(of_autoattack, norm=norm, eps=eps, parts=parts)
+    return table
+
+
+def of_autoattack(
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: float, parts: list[str] | None
+) -> Tensor:
+    """AutoAttack's standard version, or some of its parts."""
+    from pyautoattack import AutoAttack
+
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    version: dict[str, Any] = {"version": "custom", "attacks": parts} if parts else {"version": "standard"}
+    attack = AutoAttack(model, norm=norm, eps=eps, seed=0, device=str(inputs.device), **version)
+    found: Tensor = attack.run_standard_evaluation(inputs, labels, batch_size=256)[0]
+    return found
+
+
+def of_torchattacks(
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: float, steps: int
+) -> Tensor:
+    """PGD of torchattacks with steps of a quarter of the radius, in batches of 256."""
+    import torchattacks
+
+    kind = torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        attack = kind(model, eps=eps, alpha=eps / 4, steps=steps)
+        return torch.cat([attack(x, y) for x, y in zip(inputs.split(256), labels.split(256), strict=True)])
+
+
+def of_foolbox(
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: float, steps: int
+) -> Tensor:
+    """PGD of Foolbox with steps of a quarter of the radius, in batches of 256."""
+    import foolbox
+
+    kind = foolbox.attacks.LinfPGD if norm == "Linf" else foolbox.attacks.L2PGD
+    attack = kind(abs_stepsize=eps / 4, steps=steps)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        subject = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=inputs.device)
+        batches = zip(inputs.split(256), labels.split(256), strict=True)
+        return torch.cat([attack(subject, x, y, epsilons=eps)[1] for x, y in batches])
+
+
+def of_art(model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: float, steps: int) -> Tensor:
+    """PGD of ART with steps of a quarter of the radius and a random start, in batches of 256."""
+    import numpy as np
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    with torch.no_grad():
+        classes = model(inputs[:2]).shape[1]
+    estimator = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), tuple(inputs.shape[1:]), classes, clip_values=(0.0, 1.0)
+    )
+    attack = ProjectedGradientDescent(
+        estimator,
+        norm=np.inf if norm == "Linf" else 2,
+        eps=eps,
+        eps_step=eps / 4,
+        max_iter=steps,
+        num_random_init=1,
+        batch_size=256,
+        verbose=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = np.random.get_state()  # noqa: NPY002 (ART draws its starts from it)
+        np.random.seed(0)  # noqa: NPY002
+        found = torch.from_numpy(attack.generate(inputs.cpu().numpy(), labels.cpu().numpy()))
+        np.random.set_state(state)  # noqa: NPY002
+    return found.to(inputs.device)
+
+
+def measure(case: dict[str, Any], attack: str, data_dir: Path, device: torch.device) -> dict[str, Any]:
+    """One attack on one case: which images it left, and what it took."""
+    model, data, eps = load_case(case, data_dir)
+    chosen = attacks(case["norm"], eps)[attack]
+    began = time.perf_counter()
+    # A host's attack gets all images in one call, as its users would call it.
+    records = evaluate(
+        model,
+        data,
+        attacks={"attack": chosen},
+        norm=case["norm"],
+        eps=eps,
+        batch_size=_batch(chosen, len(data)),
+        device=device,
+        part_size=len(data),
+    )
+    seconds = time.perf_counter() - began
+    return {
+        "clean": int(records.correct().sum()),
+        "left": records.column("sample_id")[records.robust()].tolist(),
+        "forwards": int(records.column("attack.forwards").sum()),
+        "backwards": int(records.column("attack.backwards").sum()),
+        "seconds": round(seconds, 1),
+        "environment": environment(device),
+    }
+
+
+def _batch(attack: Callable[..., Any], count: int) -> int:
+    return count if isinstance(attack, partial) else 256
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Tables and figures, from the cells
+
+
+def rows_of(case: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per attack on a case, set against AutoAttack's where that is there."""
+    left = {cell["case"]["attack"]: set(cell["left"]) for cell in cells}
+    passes = {cell["case"]["attack"]: cell["forwards"] + cell["backwards"] for cell in cells}
+    rows = []
+    for cell in cells:
+        name = cell["case"]["attack"]
+        row: dict[str, Any] = {
+            "case": case["name"],
+            "norm": case["norm"],
+            "eps": case["eps"],
+            "attack": name,
+            "n": case["n"],
+            "clean": cell["clean"],
+            "left": len(left[name]),
+            "forwards": cell["forwards"],
+            "backwards": cell["backwards"],
+            "passes per image": passes[name] / case["n"],
+            "seconds": cell["seconds"],
+        }
+        if REFERENCE in left:
+            missed, gained = left[name] - left[REFERENCE], left[REFERENCE] - left[name]
+            pairs = len(missed) + len(gained)
+            row |= {
+                "points above AutoAttack": 100 * (len(left[name]) - len(left[REFERENCE])) / case["n"],
+                "share of its passes": passes[name] / passes[REFERENCE],
+                "only AutoAttack breaks": " ".join(map(str, sorted(missed))),
+                "AutoAttack leaves, it breaks": " ".join(map(str, sorted(gained))),
+                "McNemar p": binomtest(len(gained), pairs).pvalue if pairs else 1.0,
+            }
+        rows.append(row)
+    return rows
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """Ours beside AutoAttack: what is left of each case, at which share of the passes."""
+    rows = []
+    for name, rows_of_case in table.groupby("case", sort=False):
+        found = rows_of_case.set_index("attack")
+        if REFERENCE not in found.index:
+            continue
+        row = {
+            "case": name,
+            "eps": f"{found['norm'].iloc[0]} {found['eps'].iloc[0]}",
+            "clean": f"{found['clean'].iloc[0]} of {found['n'].iloc[0]}",
+            REFERENCE: found.loc[REFERENCE, "left"],
+        }
+        for attack in (attack for attack in OURS if attack in found.index):
+            line = found.loc[attack]
+            missed = len(str(line["only AutoAttack breaks"]).split())
+            gained = len(str(line["AutoAttack leaves, it breaks"]).split())
+            row[attack] = f"{line['left']} ({line['points above AutoAttack']:+.2f} points)"
+            row[f"{attack}: passes"] = f"{100 * line['share of its passes']:.2f} %"
+            row[f"{attack}: misses / gains"] = f"{missed} / {gained}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw(name: str, table: pd.DataFrame, path: Path) -> None:
+    """Robust accuracy against passes, a line per family of attacks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    families = table["attack"].str.replace(r", \d+ steps$", "", regex=True)
+    for (family, rows), marker in zip(
+        table.groupby(families, sort=False), "osD^v<>pPX*hHd1234", strict=False
+    ):
+        style = "-" if len(rows) > 1 else ""
+        accuracy = 100 * rows["left"] / rows["n"]
+        axes.plot(rows["passes per image"], accuracy, style, marker=marker, markersize=4, label=family)
+    axes.set_xscale("log")
+    axes.set_xlabel("passes per image, forward and backward")
+    axes.set_ylabel("robust accuracy in %, lower is stronger")
+    axes.set_title(name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    save_figure(figure, path)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure what is missing; write strength.csv, strength.md and a figure per case."""
+    parser = command_line("strength", __doc__ or "")
+    parser.add_argument("--attacks", nargs="+", help="only these attacks of each case")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    run = session("strength", options)
+    cells, rows = Cells(run.out / "strength"), []
+    for case in run.config["cases"]:
+        named = [{**case, "attack": name, "name": _file(case["name"], name)} for name in case["attacks"]]
+        for cell in named:
+            cell.pop("attacks")
+            wanted = options.attacks is None or cell["attack"] in options.attacks
+            if wanted and (options.cases is None or case["name"] in options.cases):
+                cells.measured(
+                    cell, partial(measure, cell, cell["attack"], options.data_dir, run.device), options.again
+                )
+        rows += rows_of(case, cells.all(cell["name"] for cell in named))
+    table = pd.DataFrame(rows)
+    write_atomically(run.out / "strength.csv", table.to_csv(index=False, float_format="%.6g").encode())
+    text = [
+        f"# Strength for the passes\n\n{__doc__}",
+        f"`{run.command}`; {in_words(environment(run.device))}\n",
+    ]
+    text += ["## Ours beside AutoAttack\n", to_markdown(headline(table))]
+    short = [
+        "attack",
+        "left",
+        "passes per image",
+        "points above AutoAttack",
+        "share of its passes",
+        "McNemar p",
+    ]
+    for name, part in table.groupby("case", sort=False):
+        clean = f"{part['clean'].iloc[0]} of {part['n'].iloc[0]} right without attack"
+        text += [
+            f"\n## {name}: {clean}\n",
+            to_markdown(part[[c for c in short if c in part]].sort_values("left", kind="stable")),
+        ]
+        if len(part) > len(OURS) + 1:
+            draw(str(name), part, run.out / f"strength-{name}.svg")
+    write_atomically(run.out / "strength.md", ("\n".join(text) + "\n").encode())
+    print(headline(table).to_string(index=False))
+
+
+def _file(case: str, attack: str) -> str:
+    slug = "".join(letter if letter.isalnum() else "-" for letter in attack.lower())
+    return f"{case}.{'-'.join(part for part in slug.split('-') if part)}"
+
+
+if __name__ == "__main__":
+    main()
