@@ -8,7 +8,7 @@ import numpy as np
 
 from art_logits import figures
 from art_logits._class_sections import class_name, rank_cells
-from art_logits._page import COLOURS, Picture, Row, Table, draw, folded, png_uri
+from art_logits._page import COLOURS, FOLD, Picture, Row, Table, draw, folded, png_uri
 from art_logits._text import percent, span
 from art_logits.album import KINDS
 from art_logits.analysis import LogitReport, Statistics
@@ -39,6 +39,7 @@ def logit_section(records: Records, logit: LogitReport) -> dict[str, Any]:
         "table": _statistics_table(logit),
         "by_class": _class_table(records, logit),
         "differences": _difference_table(records, logit) if records.has_reference else None,
+        "differences_by_class": _class_differences(records, logit),
     }
 
 
@@ -116,6 +117,31 @@ def _difference_table(records: Records, logit: LogitReport) -> Table:
         for condition, quantity, difference, low, high in frame.itertuples(index=False)
     ]
     return Table("Model minus reference", ["quantity", "condition", "mean difference", "95 % interval"], rows)
+
+
+def _class_differences(records: Records, logit: LogitReport) -> Table | None:
+    """The same class by class; nothing without a reference, or where the bootstraps would take too long."""
+    if not records.has_reference or records.num_classes > FOLD:
+        return None
+    frame = reference_differences(records, by_class=True, logit=logit)
+    frame["cell"] = [
+        "-" if np.isnan(difference) else f"{difference:+.3g} ({_ends(low, high)})"
+        for difference, low, high in frame[["difference", "low", "high"]].itertuples(index=False)
+    ]
+    # By position: two classes may have one name.
+    frame["row"] = np.arange(len(frame)) // (len(frame) // records.num_classes)
+    cells = frame.pivot(index="row", columns=["quantity", "condition"], values="cell")
+    order = [
+        (quantity, condition)
+        for quantity in figures.QUANTITY_LABELS
+        for condition in frame["condition"].unique()
+    ]
+    rows = [
+        Row(name, values)
+        for name, values in zip(records.class_names, cells[order].to_numpy().tolist(), strict=True)
+    ]
+    heads = [f"{figures.QUANTITY_LABELS[quantity]}, {condition}" for quantity, condition in order]
+    return Table("Model minus reference by class", ["class", *heads], rows)
 
 
 def _ends(low: float, high: float) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from art_logits._class_sections import attack_section, diagnostics_table, transition_section
-from art_logits._logit_sections import picture_section
+from art_logits._logit_sections import logit_section, picture_section
 from art_logits._text import middle, width
 from art_logits.records import Records
 from art_logits.report import format_class_table, render, write_outputs
@@ -170,6 +170,28 @@ def test_what_stronger_attacks_gain_by_hand(make_table, make_manifest):
         ["1", "50.0%", "+50.0"],
     ]
     assert [row.name for row in section["consistency"].rows] == ["weak and strong"]
+
+
+def test_differences_by_class_by_hand(make_table, make_manifest):
+    # Max logits 5 and 3 against 1 and 1 in the first class, none in the second, 4 against 1 in the third.
+    clean, reference = [[5, 0, 0], [3, 0, 0], [0, 0, 4]], [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    table = make_table([0, 0, 2], clean, {}, reference=(reference, {}))
+    records = Records(table, make_manifest(class_names=["cat", "dog", "cat"], reference={"name": "other"}))
+    section = logit_section(records, records.logits())
+    differences = section["differences_by_class"]
+    column = differences.heads.index("max logit, clean")
+    assert [(row.name, row.cells[column - 1]) for row in differences.rows] == [
+        ("cat", "+3 (2 to 4)"),
+        ("dog", "-"),
+        ("cat", "+3 (-)"),
+    ]
+    means = section["by_class"]
+    column = means.heads.index("max logit, clean")
+    assert [(row.name, row.cells[column - 1]) for row in means.rows] == [
+        ("cat", "4"),
+        ("dog", "-"),
+        ("cat", "4"),
+    ]
 
 
 def test_diagnostics_by_hand(make_table):

@@ -48,7 +48,7 @@
 
   for (const table of document.querySelectorAll("table.sortable")) {
     sortable(table);
-    if (table.closest("details")) filterable(table);
+    if (table.closest("details") && table.tBodies[0].rows.length > 20) filterable(table);
   }
 
   /* On paper nothing can be unfolded. */
