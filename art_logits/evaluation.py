@@ -27,6 +27,7 @@ from ._version import __version__
 from .album import Album
 from .attack import AttackResult, TemperaturePGD
 from .balls import BALLS, get_ball
+from .cascade import Cascade, rows_of
 from .counting import Counted, spread
 from .data import Data, as_data
 from .diagnostics import observe, training_modules
@@ -308,11 +309,18 @@ def _settled(
         return choose_precision(subject.model, inputs.to(device, dtype), fuse=attack.fuse)
 
     return {
-        name: dataclasses.replace(attack, precision=decide(name, attack))  # type: ignore[type-var]
+        name: _with_precision(attack, decide(name, attack))
         if getattr(attack, "precision", None) == "auto"
         else attack
         for name, attack in attacks.items()
     }
+
+
+def _with_precision(attack: Any, precision: str) -> Attack:
+    if isinstance(attack, Cascade):
+        return attack.replace(precision=precision)
+    changed: Attack = dataclasses.replace(attack, precision=precision)
+    return changed
 
 
 def _batch_size(asked: int | str | None, subject: _Subject, data: Data, most: int) -> int:
@@ -494,13 +502,9 @@ def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa
 
 def _rows_of(attack: Attack, rows: slice) -> Attack:
     """The attack on these rows: eps and step sizes, one per sample, are cut to them."""
-    if not isinstance(attack, TemperaturePGD):
-        return attack
-    lengths = {name: getattr(attack, name) for name in ("eps", "step_size")}
-    cut: dict[str, Any] = {
-        name: value[rows] for name, value in lengths.items() if isinstance(value, Tensor) and value.ndim
-    }
-    return dataclasses.replace(attack, **cut) if cut else attack
+    if isinstance(attack, Cascade):
+        return attack.rows(rows)
+    return rows_of(attack, rows) if isinstance(attack, TemperaturePGD) else attack
 
 
 def _attack(

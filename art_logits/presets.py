@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from . import _checks
 from .attack import TemperaturePGD
 from .balls import BALLS
+from .cascade import Cascade, strong
 
 __all__ = [
     "ATTACKS",
@@ -110,6 +111,12 @@ _AUTOATTACK_OPTIONS: dict[str, Callable[[str], Any]] = {"version": str, "batch_s
 # What every attack can be told.
 _THREAT = {key: _OPTIONS[key] for key in ("norm", "eps", "seed")}
 
+_STRONG_OPTIONS: dict[str, Callable[[str], Any]] = {
+    **_THREAT,
+    "passes": read_integer,
+    **{key: _OPTIONS[key] for key in ("precision", "fuse")},
+}
+
 
 def _pgd_options(eps: float) -> dict[str, Any]:
     """The field's PGD-20: plain cross-entropy and steps of eps / 4, which is 2/255 at 8/255."""
@@ -122,11 +129,17 @@ def _temperature_pgd_options(eps: float) -> dict[str, Any]:
     return {}
 
 
+def _strong_options(eps: float) -> dict[str, Any]:
+    """What :func:`~art_logits.cascade.strong` does by default."""
+    return {}
+
+
 ATTACKS: dict[str, Callable[[float], dict[str, Any]]] = {
     "pgd": _pgd_options,
     "temperature-pgd": _temperature_pgd_options,
+    "strong": _strong_options,
 }
-"""Name of each preset, to its arguments of :class:`TemperaturePGD` at a radius."""
+"""Name of each preset, to its arguments at a radius: those of :class:`TemperaturePGD`, or of ``strong``."""
 
 
 AUTOATTACK: dict[str, dict[str, Any]] = {
@@ -171,6 +184,8 @@ def parse_attack(
         defaults of :class:`TemperaturePGD`. Like every attack here, both stop a sample at its first success
         and otherwise keep the best iterate. Keys: the fields of :class:`TemperaturePGD` except ``bounds``
         and ``targeted``.
+        ``strong``, several of these in turn on the samples that still stand
+        (:func:`~art_logits.cascade.strong`). Keys: its arguments, except ``bounds``.
         ``autoattack``, AutoAttack's standard version, and its parts ``apgd-ce``, ``apgd-dlr``, ``apgd-t``,
         ``fab``, ``fab-t``, ``square``. Keys: ``norm``, ``eps``, ``seed``, ``batch_size``, and ``version`` of
         ``autoattack``.
@@ -189,8 +204,8 @@ def parse_attack(
         seed: of the random starts, where the spec says none.
 
     Returns:
-        The name for results, and the attack: a :class:`TemperaturePGD`, or a callable ``(model, inputs,
-        labels)`` with ``norm``, ``eps`` and ``config()``.
+        The name for results, and the attack: a :class:`TemperaturePGD`, a :class:`Cascade`, or a callable
+        ``(model, inputs, labels)`` with ``norm``, ``eps`` and ``config()``.
 
     Raises:
         ImportError: the host is not installed; the message says how to install it.
@@ -235,13 +250,14 @@ def _maker(head: str, spec: str) -> _Maker:
     raise ValueError(f"attack must be one of {', '.join(known)}, {hosts}, got {spec!r}{near}")
 
 
-def _own(preset: str, texts: dict[str, str], threat: Threat, spec: str) -> TemperaturePGD:
+def _own(preset: str, texts: dict[str, str], threat: Threat, spec: str) -> TemperaturePGD | Cascade:
     """One of our presets."""
-    given = read_options(texts, _OPTIONS, spec)
+    make, known = (strong, _STRONG_OPTIONS) if preset == "strong" else (TemperaturePGD, _OPTIONS)
+    given = read_options(texts, known, spec)
     options = {"norm": threat.norm, "eps": threat.eps, "seed": threat.seed, **given}
     arguments = {**ATTACKS[preset](options["eps"]), "bounds": threat.bounds, **options}
     try:
-        return TemperaturePGD(**arguments)
+        return make(**arguments)
     except (TypeError, ValueError) as error:
         raise type(error)(f"attack {spec!r}: {error}") from error
 

@@ -1,0 +1,369 @@
+"""Several attacks one after another, each on the samples that still stand.
+
+The loop stays the one of :class:`~art_logits.attack.TemperaturePGD`: a :class:`Cascade` only decides who is
+attacked next, and merges what was found. Its point is diversity: where one more restart of the same
+attack finds nothing, another loss, step size, target or start often does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._batches import Batches
+from .attack import AttackResult, SampleIds, Step, TemperaturePGD
+from .functional.logits import label_margin
+from .prepare import Precision, choose_precision, original_of
+from .starts import sample_hashes
+from .types import Bounds, Model, Norm
+
+__all__ = ["Cascade", "rows_of", "strong"]
+
+_SHARED = ("eps", "norm", "bounds", "precision", "fuse")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cascade:
+    """Attacks run in turn, each on the samples that none before it has broken.
+
+    A sample's result is the best that any stage found, by success first and by margin then: losses at
+    different temperatures cannot be compared. Passes are added up over the stages. It is called as a
+    :class:`~art_logits.attack.TemperaturePGD` is, and as there, a sample's result depends on the model, the
+    sample, its label, the stages and its id, not on the batch size, the order or the neighbours.
+
+    A targeted stage aims at a wrong class: the first such stage at the one that the clean input's logits
+    make the likeliest, the next at the second, and so on round. What it finds is judged against the label,
+    as all else is.
+
+    Args:
+        stages: at least one attack, with the same ``eps``, ``norm``, ``bounds``, ``precision`` and ``fuse``.
+            Stages with the same ``seed`` have the same random starts: give each its own.
+
+    Raises:
+        TypeError: a stage that is no :class:`~art_logits.attack.TemperaturePGD`.
+        ValueError: no stages, or stages that differ in what they must share.
+
+    >>> weights = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    >>> attack = Cascade(stages=[TemperaturePGD(eps=0.2), TemperaturePGD(eps=0.2, loss="margin", seed=1)])
+    >>> result = attack(lambda x: x @ weights, torch.tensor([[0.6, 0.5], [0.9, 0.1]]), torch.tensor([0, 0]))
+    >>> result.success, attack.stage_of(result.restart)
+    (tensor([ True, False]), tensor([0, 0]))
+    """
+
+    stages: Sequence[TemperaturePGD]
+
+    #: For the evaluation: one call may hold more samples than fit one pass.
+    takes_parts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        stages = tuple(self.stages) if isinstance(self.stages, Sequence) else (self.stages,)
+        if not stages:
+            raise ValueError("stages must hold at least one attack, got none")
+        for stage in stages:
+            if not isinstance(stage, TemperaturePGD):
+                raise TypeError(f"stages must be TemperaturePGD objects, got {type(stage).__name__}")
+        first = stages[0].config()
+        for stage in stages[1:]:
+            other = stage.config()
+            for name in _SHARED:
+                if other[name] != first[name]:
+                    found = f"{first[name]!r} and {other[name]!r}"
+                    raise ValueError(f"stages must share {', '.join(_SHARED)}, got {name} {found}")
+        object.__setattr__(self, "stages", stages)
+
+    @property
+    def eps(self) -> float | Tensor:
+        """Radius of the ball that all stages share."""
+        return self.stages[0].eps
+
+    @property
+    def norm(self) -> Norm:
+        """Norm that all stages share."""
+        return self.stages[0].norm
+
+    @property
+    def bounds(self) -> Bounds:
+        """Range of valid inputs that all stages share."""
+        return Bounds(*self.stages[0].bounds)
+
+    @property
+    def precision(self) -> Precision:
+        """What gradients are computed in, the same in all stages."""
+        return self.stages[0].precision
+
+    @property
+    def fuse(self) -> bool:
+        """Whether gradients may come from a folded copy of the model, the same in all stages."""
+        return self.stages[0].fuse
+
+    def config(self) -> dict[str, Any]:
+        """The stages' arguments as JSON can hold them, in their order."""
+        return {"precision": self.precision, "stages": [stage.config() for stage in self.stages]}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cascade) and self.stages == other.stages
+
+    def __hash__(self) -> int:
+        return hash(self.stages)
+
+    def replace(self, **changes: Any) -> Cascade:
+        """The same stages with other arguments, each as :class:`TemperaturePGD` takes it.
+
+        >>> strong(eps=0.1).replace(norm="L2").norm
+        'L2'
+        """
+        return Cascade(stages=[replace(stage, **changes) for stage in self.stages])
+
+    def rows(self, index: Tensor | slice) -> Cascade:
+        """The attack on these rows of its inputs: eps and step sizes, one per sample, are cut to them."""
+        return Cascade(stages=[rows_of(stage, index) for stage in self.stages])
+
+    def stage_of(self, restart: Tensor) -> Tensor:
+        """Which stage each of a result's restarts belongs to, ``(N,)``, from 0; -1 stays -1.
+
+        A result counts the restarts of all stages through: the first one of a stage follows the last one
+        of the stage before it.
+        """
+        ends = torch.tensor([stage.restarts for stage in self.stages], device=restart.device).cumsum(0)
+        return torch.where(restart < 0, restart, torch.searchsorted(ends, restart, right=True))
+
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor | np.ndarray[Any, Any] | list[int] | None = None,
+        *,
+        mask: Tensor | None = None,
+        batch_size: int | Batches | None = None,
+        observer: Callable[[Step], None] | None = None,
+    ) -> AttackResult:
+        """Attack a batch; the model comes back exactly as it was, and no global random state is used.
+
+        Args:
+            model: maps inputs to logits ``(N, C)``, ``C >= 2``. It is held in eval mode meanwhile.
+            inputs: ``(N, ...)``, floating point, within the bounds.
+            labels: ``(N,)``, true classes.
+            sample_ids: ``(N,)`` integers that key the random starts; a hash of each sample's bytes and
+                label where absent.
+            mask: as :class:`~art_logits.attack.TemperaturePGD` takes it.
+            batch_size: as :class:`~art_logits.attack.TemperaturePGD` takes it.
+            observer: called with each :class:`~art_logits.attack.Step`, rows counted in this call's inputs
+                and restarts through all stages.
+
+        Raises:
+            TypeError: inputs, labels, ids or the model's output are of the wrong type.
+            ValueError: they have the wrong shape or range.
+            torch.OutOfMemoryError: not even a single sample fits the memory.
+        """
+        inputs = _checks.inputs(inputs, self.bounds)
+        labels = _checks.labels("labels", labels, len(inputs), inputs.device)
+        if not isinstance(batch_size, Batches):
+            size = len(inputs) if batch_size is None else batch_size
+            batch_size = Batches(_checks.integer("batch_size", size, at_least=1))
+        if self.precision == "auto":
+            # Once for all stages: a probe on the few samples that still stand might decide otherwise.
+            chosen = choose_precision(original_of(model), inputs, fuse=self.fuse)
+            return self.replace(precision=chosen)(
+                model, inputs, labels, sample_ids, mask=mask, batch_size=batch_size, observer=observer
+            )
+        ids = sample_hashes(inputs, labels) if sample_ids is None else sample_ids
+        ids = _checks.sample_ids(ids, len(inputs))
+        weights = None if mask is None else _checks.mask(mask, inputs)
+        call = _Call(model, inputs, labels, ids, weights, batch_size, observer)
+        best = call.run(self.stages[0], call.rows)
+        for stage in self.stages[1:]:
+            rows = (~best.success).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            best = _merged(best, call.run(rows_of(stage, rows), rows), rows)
+        return best
+
+
+class _Call:
+    """What all stages of one call are given, and how far through restarts and targets they have come."""
+
+    def __init__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        labels: Tensor,
+        ids: SampleIds,
+        mask: Tensor | None,
+        batch_size: Batches,
+        observer: Callable[[Step], None] | None,
+    ) -> None:
+        self.model, self.inputs, self.labels, self.ids, self.mask = model, inputs, labels, ids, mask
+        self.batch_size, self.observer = batch_size, observer
+        self.rows = torch.arange(len(inputs), device=inputs.device)
+        self.restarts = self.aims = 0
+        self.ranking: Tensor | None = None
+
+    def run(self, attack: TemperaturePGD, rows: Tensor) -> AttackResult:
+        """A stage on some rows, judged against their labels."""
+        targets, passes = self._targets(attack, rows) if attack.targeted else (None, 0)
+        found = self._attack(attack, rows, targets)
+        found = _replaced(
+            found,
+            restart=torch.where(found.restart < 0, found.restart, found.restart + self.restarts),
+            forwards=found.forwards + passes,
+        )
+        self.restarts += attack.restarts
+        return _against(self.labels[rows], found) if attack.targeted else found
+
+    def _attack(self, attack: TemperaturePGD, rows: Tensor, targets: Tensor | None = None) -> AttackResult:
+        return attack(
+            self.model,
+            self.inputs[rows],
+            self.labels[rows],
+            self.ids[rows.cpu().numpy()],
+            targets,
+            mask=None if self.mask is None else self.mask[rows],
+            batch_size=self.batch_size,
+            observer=None if self.observer is None else self._watch(self.observer, rows),
+        )
+
+    def _targets(self, attack: TemperaturePGD, rows: Tensor) -> tuple[Tensor, int]:
+        """Wrong classes to aim at, ``(n,)``, and the passes of each sample that it took to know them."""
+        fresh = self.ranking is None
+        if self.ranking is None:
+            # No steps, no start: the attack's own last iterate is the clean input, evaluated as it does.
+            look = replace(
+                attack, targeted=False, steps=0, random_start=False, stop_on_success=False, keep="last"
+            )
+            logits = self._attack(replace(look, restarts=1, step_size="cosine", temperature=1.0), rows).logits
+            wrong = logits.scatter(1, self.labels[rows].unsqueeze(1), -torch.inf)
+            order = wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]
+            self.ranking = order.new_zeros(len(self.inputs), order.shape[1])
+            self.ranking[rows] = order
+        place = self.aims % self.ranking.shape[1]
+        self.aims += 1
+        return self.ranking[rows, place], int(fresh)
+
+    def _watch(self, observer: Callable[[Step], None], rows: Tensor) -> Callable[[Step], None]:
+        first = self.restarts
+        return lambda step: observer(step._replace(rows=rows[step.rows], restart=step.restart + first))
+
+
+def _replaced(result: AttackResult, **changes: Tensor) -> AttackResult:
+    changed = AttackResult(*result._replace(**changes))
+    changed.zero_gradients = result.zero_gradients
+    return changed
+
+
+def _against(labels: Tensor, found: AttackResult) -> AttackResult:
+    """What a targeted attack has found, judged as an untargeted one: any wrong class will do."""
+    margin = (-label_margin(found.logits, labels)).nan_to_num(nan=-torch.inf)
+    success = (found.logits.argmax(dim=1) != labels) & (margin > -torch.inf)
+    return _replaced(found, success=success, margin=margin)
+
+
+def _merged(best: AttackResult, found: AttackResult, rows: Tensor) -> AttackResult:
+    """What is known of all samples after a stage on ``rows``, none of which had been broken before."""
+    better = found.success | (found.margin > best.margin[rows])
+    won = rows[better]
+    merged = AttackResult(*(column.clone() for column in best))
+    for name in ("adv_inputs", "logits", "success", "margin", "restart"):
+        getattr(merged, name)[won] = getattr(found, name)[better]
+    for name in ("forwards", "backwards"):
+        getattr(merged, name)[rows] += getattr(found, name)
+    merged.zero_gradients = best.zero_gradients.index_add(0, rows, found.zero_gradients)
+    return merged
+
+
+def rows_of(attack: TemperaturePGD, index: Tensor | slice) -> TemperaturePGD:
+    """The attack on these rows of its inputs: eps and step sizes, one per sample, are cut to them."""
+    lengths = {name: getattr(attack, name) for name in ("eps", "step_size")}
+    cut: dict[str, Any] = {
+        name: value[index] for name, value in lengths.items() if isinstance(value, Tensor) and value.ndim
+    }
+    return replace(attack, **cut) if cut else attack
+
+
+def strong(
+    *,
+    eps: float = 8 / 255,
+    norm: Norm = "Linf",
+    bounds: Bounds | tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    passes: int = 470,
+    precision: Precision = "auto",
+    fuse: bool = True,
+) -> Cascade:
+    """A :class:`Cascade` for an evaluation that should not be beaten by a stronger attack.
+
+    Its first stage is the default :class:`~art_logits.attack.TemperaturePGD`. The following ones take turns
+    in what makes an attack fail on one sample and not on another: loss and temperature, size of the first
+    step, momentum; each has a random start of its own. No stage is chosen by model or data.
+
+    Args:
+        eps: radius of the ball, in the unit of the inputs, >= 0.
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        bounds: range of valid inputs.
+        seed: of the random starts, below 2**32.
+        passes: what one sample may cost, forward and backward passes together, >= 43, one stage; a
+            sample that is broken earlier costs less. What exceeds one round of the stages starts another.
+            AutoAttack spends about 9,000 on a sample that it does not break.
+        precision: as :class:`~art_logits.attack.TemperaturePGD` takes it.
+        fuse: as :class:`~art_logits.attack.TemperaturePGD` takes it.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+
+    >>> attack = strong(eps=8 / 255)
+    >>> attack.stages[0] == TemperaturePGD(eps=8 / 255), len(attack.stages)
+    (True, 15)
+    """
+    radius = _checks.number("eps", eps, at_least=0.0)
+    _checks.integer("seed", seed, at_least=0)
+    left = _checks.integer("passes", passes, at_least=_cost(_TURNS[0]))
+    shared: dict[str, Any] = {
+        "eps": radius,
+        "norm": norm,
+        "bounds": bounds,
+        "precision": precision,
+        "fuse": fuse,
+    }
+    stages: list[TemperaturePGD] = []
+    while left >= _cost(turn := _TURNS[len(stages) % len(_TURNS)]):
+        left -= _cost(turn)
+        # Starts of their own, and the same in every stage of the same number and seed.
+        options: dict[str, Any] = {"seed": seed + (len(stages) << 32), **turn}
+        if "step_size" in turn:
+            options["step_size"] = partial(_cosine, first=turn["step_size"] * (radius or 1.0))
+        stages.append(TemperaturePGD(**shared, **options))
+    return Cascade(stages=stages)
+
+
+#: Arguments of the stages of :func:`strong`, which take turns; the step size is the first one, in eps.
+_TURNS: tuple[dict[str, Any], ...] = (
+    {"steps": 20},
+    {"steps": 20, "loss": "margin"},
+    {"steps": 20, "step_size": 1.0},
+    *[{"steps": 10, "loss": "margin", "targeted": True}] * 9,
+    {"steps": 20, "loss": "margin", "step_size": 1.0},
+    {"steps": 20, "loss": "margin"},
+    {"steps": 20, "temperature": 1.0},
+)
+
+
+def _cost(turn: dict[str, Any]) -> int:
+    """Passes of a stage on a sample that it does not break: the clean input, the steps, the last iterate.
+
+    One more verifies the best iterate where a copy of the model gives the gradients.
+    """
+    return 2 * int(turn["steps"]) + 3
+
+
+def _cosine(step: int, steps: int, *, first: float) -> float:
+    """A step size that falls from ``first`` towards 0, as ``"cosine"`` does from 2 eps."""
+    return first * (1 + math.cos(math.pi * step / steps)) / 2

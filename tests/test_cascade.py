@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from art_logits import AttackResult, TemperaturePGD, evaluate
+from art_logits.cascade import Cascade, rows_of, strong
+from art_logits.presets import parse_attack
+
+EPS = 0.03
+
+
+def assert_same(first: AttackResult, second: AttackResult) -> None:
+    for name, one, other in zip(first._fields, first, second, strict=True):
+        assert torch.equal(one, other), name
+    assert torch.equal(first.zero_gradients, second.zero_gradients)
+
+
+def stage(**options: Any) -> TemperaturePGD:
+    return TemperaturePGD(**{"eps": EPS, "steps": 4, **options})
+
+
+def mixed(**options: Any) -> Cascade:
+    """Weak, targeted and restarted stages, so that samples fall in all of them."""
+    return Cascade(
+        stages=[
+            stage(steps=1, step_size=0.2 * EPS, seed=0, **options),
+            stage(steps=2, step_size=0.4 * EPS, seed=1, targeted=True, loss="margin", **options),
+            stage(steps=3, step_size=0.4 * EPS, seed=2, restarts=2, loss="margin", **options),
+            stage(steps=4, seed=3, targeted=True, loss="margin", **options),
+        ]
+    )
+
+
+@pytest.fixture
+def problem(curved, images, predict) -> tuple[Any, Tensor, Tensor]:
+    x = images(60, dtype=torch.float64)
+    labels = predict(curved, x)
+    labels[::10] = (labels[::10] + 1) % 3  # some are wrong from the start
+    return curved, x, labels
+
+
+def test_a_cascade_of_one_is_that_attack(problem):
+    attack = stage(restarts=2)
+    assert_same(Cascade(stages=[attack])(*problem), attack(*problem))
+
+
+def test_each_stage_attacks_what_still_stands_and_the_best_margin_is_kept(problem):
+    model, x, labels = problem
+    stages = [
+        stage(steps=1, step_size=0.2 * EPS),
+        stage(steps=2, step_size=0.4 * EPS, loss="margin", seed=1),
+        stage(seed=2, restarts=3),
+    ]
+    result = Cascade(stages=stages)(model, x, labels)
+    alone = [attack(model, x, labels) for attack in stages]
+    falls = torch.zeros(3, dtype=torch.int64)
+    for row in range(len(x)):
+        run = []
+        for attack in alone:
+            run.append(attack)
+            if attack.success[row]:
+                break
+        falls[len(run) - 1] += int(run[-1].success[row])
+        best = run[-1] if run[-1].success[row] else max(run, key=lambda found: float(found.margin[row]))
+        for name in ("adv_inputs", "logits", "success", "margin"):
+            assert torch.equal(getattr(result, name)[row], getattr(best, name)[row])
+        for name in ("forwards", "backwards"):
+            assert getattr(result, name)[row] == sum(getattr(attack, name)[row] for attack in run)
+    assert (falls > 0).all()
+    assert 0 < int(result.success.sum()) < len(x)
+
+
+def test_restarts_are_counted_through_the_stages(problem):
+    model, x, labels = problem
+    weak, middling = (
+        stage(steps=1, step_size=0.2 * EPS),
+        stage(steps=2, step_size=0.4 * EPS, restarts=3, seed=1),
+    )
+    attack = Cascade(stages=[weak, middling, stage(seed=2)])
+    result = attack(model, x, labels)
+    numbers = torch.tensor([-1, 0, 1, 2, 3, 4])
+    assert attack.stage_of(numbers).tolist() == [-1, 0, 1, 1, 1, 2]
+    wrong = model(x).argmax(1) != labels
+    assert (result.restart[wrong] == -1).all()
+    assert (attack.stage_of(result.restart)[~wrong] >= 0).all()
+    alone = attack.stages[1](model, x, labels)
+    second = attack.stage_of(result.restart) == 1
+    assert second.any()
+    assert torch.equal(result.restart[second], alone.restart[second] + 1)
+
+
+@pytest.mark.parametrize("size", [1, 7, None])
+def test_4_a_sample_does_not_notice_the_others(problem, size):
+    model, x, labels = problem
+    ids = torch.arange(100, 160)
+    whole = mixed()(model, x, labels, ids)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:37]
+    part = mixed()(model, x[order], labels[order], ids[order], batch_size=size)
+    expected = AttackResult(*(column[order] for column in whole))
+    expected.zero_gradients = whole.zero_gradients[order]
+    assert_same(part, expected)
+    assert not torch.equal(whole.adv_inputs, mixed()(model, x, labels, ids + 1).adv_inputs)
+
+
+def test_passes_are_those_of_the_model(problem, record):
+    model, x, labels = problem
+    watched = record(model)
+    result = mixed()(watched, x, labels)
+    assert int(result.forwards.sum()) == sum(watched.rows)
+    assert int(result.backwards.sum()) == sum(watched.backward_rows)
+
+
+def test_targets_are_the_wrong_classes_by_the_clean_logits_in_turn():
+    clean = torch.tensor([[5.0, 1.0, 3.0, 2.0], [0.0, 5.0, 3.0, 4.0]], dtype=torch.float64)
+    seen = []
+
+    def loss(logits: Tensor, goals: Tensor) -> Tensor:
+        seen.append(goals.tolist())
+        return (logits - clean[0]).sum(dim=1)
+
+    def model(x: Tensor) -> Tensor:
+        return clean[: len(x)] + 0.001 * x
+
+    aimed = [stage(steps=1, targeted=True, loss=loss, seed=seed) for seed in range(1, 5)]
+    x = torch.full((2, 4), 0.5, dtype=torch.float64)
+    result = Cascade(stages=[stage(steps=1), *aimed])(model, x, torch.tensor([0, 1]))
+    assert seen == [[2, 3], [3, 2], [1, 0], [2, 3]]
+    assert result.forwards.tolist() == [5 * 3 + 1] * 2  # clean, step and last of each stage; clean logits
+    assert not result.success.any()
+
+
+def test_a_targeted_stage_is_judged_against_the_label():
+    """On the way to class 2, class 1 overtakes the label."""
+
+    def model(x: Tensor) -> Tensor:
+        return torch.cat([0 * x + 0.5, 5 * x - 2.2, x - 0.1], dim=1)
+
+    towards = stage(
+        eps=0.2,
+        targeted=True,
+        loss=lambda logits, goals: -logits.gather(1, goals[:, None])[:, 0],
+        keep="last",
+        random_start=False,
+    )
+    x, label = torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([0])
+    assert not towards(model, x, label, targets=torch.tensor([2])).success
+    result = Cascade(stages=[towards])(model, x, label)
+    assert result.success
+    assert float(result.margin) == pytest.approx(0.8)
+    assert float(result.adv_inputs) == pytest.approx(0.7)
+
+
+def test_a_point_at_which_the_model_breaks_down_is_no_success():
+    def model(x: Tensor) -> Tensor:
+        return torch.cat([x, torch.zeros_like(x)], dim=1).masked_fill(x != 0.5, torch.nan)
+
+    attack = Cascade(stages=[stage(targeted=True, steps=1)])
+    result = attack(model, torch.tensor([[0.5]]), torch.tensor([0]))
+    assert not result.success
+    assert result.margin == -torch.inf
+
+
+def test_masks_and_observers_reach_every_stage(problem):
+    model, x, labels = problem
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    mask[..., :5] = 1
+    steps = []
+    attack = mixed()
+    result = attack(model, x, labels, mask=mask, observer=steps.append)
+    assert torch.equal(result.adv_inputs[..., 5:], x[..., 5:])
+    assert not torch.equal(result.adv_inputs[..., :5], x[..., :5])
+    assert {int(number) for step in steps for number in step.restart.unique()} == {0, 1, 2, 3, 4}
+    for step in steps:
+        assert torch.equal(step.inputs[..., 5:], x[step.rows][..., 5:])
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_one_radius_per_sample(problem, norm):
+    model, x, labels = problem
+    eps = torch.linspace(0, 2 * EPS, 60, dtype=torch.float64)
+    result = mixed(eps=eps, norm=norm)(model, x, labels)
+    flat = (result.adv_inputs - x).flatten(1)
+    length = flat.abs().amax(1) if norm == "Linf" else flat.norm(p=2 if norm == "L2" else 1, dim=1)
+    assert (length <= eps * (1 + 1e-9)).all()
+    assert (length > eps / 2).sum() > 30
+    part = mixed(eps=eps, norm=norm).rows(slice(20, 40))(model, x[20:40], labels[20:40])
+    assert torch.equal(part.adv_inputs, result.adv_inputs[20:40])
+
+
+def test_rows_of_an_attack_with_plain_numbers_is_the_attack():
+    attack = stage(step_size=torch.tensor(0.01))
+    assert rows_of(attack, slice(0, 2)) is attack
+    assert rows_of(stage(step_size=torch.tensor([0.1, 0.2])), slice(1, 2)).step_size.tolist() == [
+        pytest.approx(0.2)
+    ]
+
+
+def test_the_precision_is_chosen_once_for_all_stages(net, images, predict, monkeypatch):
+    asked = []
+
+    def choose(model: Any, inputs: Tensor, *, fuse: bool) -> str:
+        asked.append(len(inputs))
+        return "float32"
+
+    monkeypatch.setattr("art_logits.cascade.choose_precision", choose)
+    x = images(20)
+    result = mixed()(net, x, predict(net, x))
+    assert asked == [20]
+    assert_same(result, mixed(precision="float32")(net, x, predict(net, x)))
+
+
+def test_cascades_are_compared_by_their_stages():
+    assert mixed() == mixed()
+    assert hash(mixed()) == hash(mixed())
+    assert mixed() != mixed(eps=0.1)
+    assert mixed() != mixed().stages[0]
+    assert mixed().replace(eps=0.1) == mixed(eps=0.1)
+    assert (mixed().eps, mixed().norm, mixed().bounds) == (EPS, "Linf", (0.0, 1.0))
+    assert (mixed().precision, mixed().fuse) == ("auto", True)
+    config = json.loads(json.dumps(mixed().config()))
+    assert [entry["steps"] for entry in config["stages"]] == [1, 2, 3, 4]
+    assert config["precision"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("stages", "error", "message"),
+    [
+        ([], ValueError, "stages must hold at least one attack, got none"),
+        ("strong", TypeError, "stages must be TemperaturePGD objects, got str"),
+        (3, TypeError, "stages must be TemperaturePGD objects, got int"),
+        ([stage(), stage(eps=0.1)], ValueError, "stages must share eps, .*, got eps 0.03 and 0.1"),
+        ([stage(), stage(norm="L2")], ValueError, "got norm 'Linf' and 'L2'"),
+        ([stage(), stage(bounds=(-1.0, 1.0))], ValueError, "got bounds"),
+        ([stage(), stage(fuse=False)], ValueError, "got fuse True and False"),
+    ],
+)
+def test_stages_that_do_not_fit(stages, error, message):
+    with pytest.raises(error, match=message):
+        Cascade(stages=stages)
+
+
+def test_wrong_calls_are_refused_before_the_first_stage(problem):
+    model, x, labels = problem
+    attack = mixed()
+    with pytest.raises(ValueError, match="inputs must lie within bounds"):
+        attack(model, x + 1, labels)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        attack(model, x, labels[1:])
+    with pytest.raises(ValueError, match="sample_ids must have shape"):
+        attack(model, x, labels, [1])
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        attack(model, x, labels, batch_size=0)
+    with pytest.raises(ValueError, match="mask must hold weights"):
+        attack(model, x, labels, mask=-torch.ones(1))
+
+
+# strong ----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(43, 3000), st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_strong_keeps_to_its_budget(passes, seed):
+    attack = strong(eps=EPS, passes=passes, seed=seed)
+    cost = [2 * part.steps + 3 for part in attack.stages]
+    assert passes - 43 < sum(cost) <= passes
+    assert attack.stages[0] == TemperaturePGD(eps=EPS, seed=seed)
+    assert len({part.seed for part in attack.stages}) == len(attack.stages)
+    assert all(part.stop_on_success and part.keep == "best" for part in attack.stages)
+    longer = strong(eps=EPS, passes=passes + 100, seed=seed)
+    assert longer.stages[: len(attack.stages)] == attack.stages
+
+
+def test_strong_aims_at_nine_classes_by_default():
+    attack = strong()
+    assert sum(part.targeted for part in attack.stages) == 9
+    assert {part.loss for part in attack.stages} == {"cross_entropy", "margin"}
+    assert attack.eps == 8 / 255
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.2), ("L1", 1.0), ("Linf", 0.0)])
+def test_strong_breaks_what_the_default_breaks_and_costs_what_it_says(curved, images, predict, norm, eps):
+    x = images(40, dtype=torch.float64)
+    labels = predict(curved, x)
+    attack = strong(eps=eps, norm=norm, passes=200)
+    result = attack(curved, x, labels)
+    default = TemperaturePGD(eps=eps, norm=norm)(curved, x, labels)
+    assert (result.success >= default.success).all()
+    assert (result.margin >= default.margin).all()
+    # No copy of this small model is used: the pass that would verify it is never made; the aims cost one.
+    spent = result.forwards + result.backwards
+    standing = ~result.success
+    assert standing.any()
+    assert (spent[standing] == spent[standing][0]).all()
+    assert int(spent.max()) <= 200
+
+
+def test_first_steps_are_in_the_unit_of_the_inputs():
+    cosine = strong(eps=0.3).stages[2].step_size
+    assert callable(cosine)
+    assert [round(cosine(step, 4), 4) for step in range(4)] == [0.3, 0.2561, 0.15, 0.0439]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"passes": 42}, ValueError, "passes must be at least 43, got 42"),
+        ({"passes": 50.0}, TypeError, "passes must be an integer"),
+        ({"eps": -1.0}, ValueError, "eps must be a finite number >= 0"),
+        ({"eps": torch.ones(3)}, TypeError, "eps must be a number"),
+        ({"norm": "L3"}, ValueError, "norm must be one of"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"precision": "float8"}, ValueError, "precision must be one of"),
+    ],
+)
+def test_bad_options_of_strong(options, error, message):
+    with pytest.raises(error, match=message):
+        strong(**options)
+
+
+def test_strong_as_a_spec():
+    name, attack = parse_attack("strong:passes=200,norm=L2,eps=0.5,seed=3", norm="Linf", eps=0.1)
+    assert name == "strong:passes=200,norm=L2,eps=0_5,seed=3"
+    assert attack == strong(eps=0.5, norm="L2", seed=3, passes=200)
+    assert parse_attack("strong", norm="Linf", eps=0.1, bounds=(-1.0, 1.0))[1] == strong(
+        eps=0.1, bounds=(-1.0, 1.0)
+    )
+    with pytest.raises(ValueError, match=r"the option must be one of .*passes.*, got 'steps'"):
+        parse_attack("strong:steps=3", norm="Linf", eps=0.1)
+    with pytest.raises(ValueError, match="attack 'strong:passes=3': passes must be at least 43"):
+        parse_attack("strong:passes=3", norm="Linf", eps=0.1)
+
+
+def test_the_evaluation_treats_it_as_it_treats_one_attack(net, images, predict, tmp_path, monkeypatch):
+    monkeypatch.setattr("art_logits.evaluation.PART_SIZE", 16)
+    x = images(40)
+    labels = predict(net, x)
+    ids = torch.arange(40)
+    options: dict[str, Any] = {"eps": EPS, "precision": "float32", "sample_ids": ids}
+    records = evaluate(net, (x, labels), attacks=["strong:passes=120"], out=tmp_path / "run", **options)
+    name = records.attacks[0]
+    result = strong(eps=EPS, passes=120, precision="float32")(net, x, labels, ids)
+    assert name == "strong:passes=120"
+    assert records.column(f"{name}.success").tolist() == result.success.tolist()
+    assert records.column(f"{name}.backwards").tolist() == result.backwards.tolist()
+    config = records.manifest["identity"]["attacks"][name]
+    assert config == json.loads(json.dumps(strong(eps=EPS, passes=120, precision="float32").config()))
+    again = evaluate(
+        net, (x, labels), attacks=["strong:passes=120"], out=tmp_path / "run", resume=True, **options
+    )
+    assert again.table.equals(records.table)
+
+
+def test_the_evaluation_cuts_radii_and_chooses_the_precision(net, images, predict, monkeypatch):
+    monkeypatch.setattr("art_logits.evaluation.PART_SIZE", 16)
+    x = images(40)
+    labels, eps, ids = predict(net, x), torch.linspace(0.01, 0.05, 40), torch.arange(40)
+    attack = mixed(eps=eps)
+    records = evaluate(net, (x, labels), attacks=attack, sample_ids=ids)
+    assert records.attacks == ["Cascade"]
+    result = attack.replace(precision="float32")(net, x, labels, ids)
+    assert records.column("Cascade.success").tolist() == result.success.tolist()
+    assert records.manifest["identity"]["attacks"]["Cascade"]["precision"] == "float32"
