@@ -483,6 +483,12 @@ class Comparison(Tabular):
         """``robust_b - robust_a``: positive where the second is the more robust."""
         return self.robust_b - self.robust_a
 
+    def plot_changes(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Robust accuracy of every class in both; see :func:`art_logits.figures.plot_changes`."""
+        from art_logits import figures
+
+        return figures.plot_changes(self, ax, **options)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per class.
 

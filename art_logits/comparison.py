@@ -7,6 +7,7 @@ the model, in the attacks, or in both: what is compared is the robust accuracy u
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
 else:
     pd = require("pandas", extra="evaluate")
 
-__all__ = ["compare_all", "comparison_frame", "format_comparison", "render_comparison", "write_comparison"]
+__all__ = [
+    "compare_all",
+    "comparison_frame",
+    "format_comparison",
+    "render_comparison",
+    "write_changes",
+    "write_comparison",
+]
 
 _MAX_TERMINAL_ROWS = 50
 _LEVEL = 0.05
@@ -126,6 +134,27 @@ def write_comparison(runs: Mapping[str, Records], out: Path) -> dict[str, Compar
     write_atomically(out / "comparison.csv", table.encode())
     write_atomically(out / "comparison.html", page.encode())
     return comparisons
+
+
+def write_changes(comparisons: Mapping[str, Comparison], out: Path) -> list[Path]:
+    """Draw what changed from class to class, as PNG and SVG files for papers.
+
+    Args:
+        comparisons: of :func:`compare_all`.
+        out: folder, made where it is missing; files of the same names in it are replaced, each atomically.
+
+    Returns:
+        The files: ``changes-1`` of the first run after the baseline, ``changes-2`` of the next; of many
+        classes those that changed most.
+    """
+    drawings = [
+        figures.Drawing(
+            f"changes-{number}", figures.bars_size(len(shown)), partial(each.plot_changes, shown=shown)
+        )
+        for number, each in enumerate(comparisons.values(), start=1)
+        for shown in [_most_changed(each, figures.MAX_BARS)]
+    ]
+    return [path for drawing in drawings for path in figures.write(drawing, out)]
 
 
 def _text(name: str, comparison: Comparison, baseline: str) -> str:

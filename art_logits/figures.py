@@ -43,6 +43,7 @@ __all__ = [
     "PANEL",
     "QUANTITY_LABELS",
     "SQUARE",
+    "Drawing",
     "Palette",
     "bars_size",
     "matrix_classes",
@@ -56,6 +57,7 @@ __all__ = [
     "save",
     "style",
     "worst_first",
+    "write",
     "write_figures",
 ]
 
@@ -443,13 +445,20 @@ def plot_changes(
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
-class _Drawing(NamedTuple):
-    """A figure to be written: its file, its size in inches, how it is drawn, and whether lines need a key."""
+class Drawing(NamedTuple):
+    """A figure to be written.
+
+    Attributes:
+        name: of its files, without suffix.
+        size: width and height in inches.
+        draw: draws into axes and returns them.
+        key: whether its lines need a key.
+    """
 
     name: str
     size: tuple[float, float]
     draw: Callable[[Axes], Axes]
-    key: bool
+    key: bool = False
 
 
 def write_figures(records: Records, out: Path) -> list[Path]:
@@ -468,29 +477,38 @@ def write_figures(records: Records, out: Path) -> list[Path]:
     drawings = [*_class_drawings("", classes), *_logit_drawings(logit)]
     if classes.reference is not None:
         drawings += _class_drawings("reference-", classes.reference)
-    return [path for drawing in drawings for path in _write(drawing, out)]
+    return [path for drawing in drawings for path in write(drawing, out)]
 
 
-def _class_drawings(prefix: str, report: ClasswiseReport) -> Iterator[_Drawing]:
+def _class_drawings(prefix: str, report: ClasswiseReport) -> Iterator[Drawing]:
     bars, cells = len(worst_first(report.robust, MAX_BARS)), len(matrix_classes(report)[0])
-    yield _Drawing(f"{prefix}classes", bars_size(bars), report.plot_classes, False)
-    yield _Drawing(f"{prefix}transitions", matrix_size(cells), report.plot_transitions, False)
+    yield Drawing(f"{prefix}classes", bars_size(bars), report.plot_classes)
+    yield Drawing(f"{prefix}transitions", matrix_size(cells), report.plot_transitions)
     if report.attacks:
-        yield _Drawing(f"{prefix}strength", PANEL, report.plot_strength, True)
+        yield Drawing(f"{prefix}strength", PANEL, report.plot_strength, True)
 
 
-def _logit_drawings(report: LogitReport) -> Iterator[_Drawing]:
+def _logit_drawings(report: LogitReport) -> Iterator[Drawing]:
     for quantity in QUANTITY_LABELS:
-        yield _Drawing(f"histogram-{quantity}", PANEL, partial(report.plot_histograms, quantity), True)
+        yield Drawing(f"histogram-{quantity}", PANEL, partial(report.plot_histograms, quantity), True)
     if "reference" in report.samples:
         for condition, quantities in report.samples["model"].items():
             if len(quantities["confidence"]):
-                yield _Drawing(
+                yield Drawing(
                     f"confidence-{condition}", SQUARE, partial(report.plot_confidence, condition), True
                 )
 
 
-def _write(drawing: _Drawing, out: Path) -> list[Path]:
+def write(drawing: Drawing, out: Path) -> list[Path]:
+    """Draw a figure and :func:`save` it.
+
+    Args:
+        drawing: what to draw.
+        out: folder, made where it is missing.
+
+    Returns:
+        The files.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with style():
         figure = Figure(figsize=drawing.size, layout="constrained")

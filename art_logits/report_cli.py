@@ -47,9 +47,10 @@ def compare(
         list[Path], typer.Argument(metavar="DIR...", help="Folders of runs; the first is the baseline.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for comparison.csv and comparison.html.")] = COMPARISON,
+    figures: Figures = False,
 ) -> None:
     """Compare runs on the same data with the first one, class by class and sample by sample."""
-    from .comparison import format_comparison, write_comparison
+    from .comparison import format_comparison, write_changes, write_comparison
     from .records import Records
 
     names = [str(directory) for directory in directories]
@@ -57,5 +58,7 @@ def compare(
     if twice:
         raise ValueError(f"directories: expected every run once, got {', '.join(twice)} twice")
     comparisons = write_comparison({name: Records.load(name) for name in names}, out)
+    if figures:
+        write_changes(comparisons, out / "figures")
     typer.echo(format_comparison(comparisons, names[0]))
     typer.echo(f"comparison: {out / 'comparison.html'}")

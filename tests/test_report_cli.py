@@ -55,6 +55,13 @@ def test_figures_come_when_asked_for(capsys, save):
     assert Path("else/figures/histogram-entropy.png").exists()
 
 
+def test_figures_of_a_comparison_come_when_asked_for(capsys, save):
+    save("a")
+    save("b", model={"name": "other", "hash": "cc"})
+    assert run(capsys, "compare", "a", "b", "--out", "here", "--figures")[0] == 0
+    assert {path.name for path in Path("here/figures").iterdir()} == {"changes-1.png", "changes-1.svg"}
+
+
 def test_report_of_an_interrupted_run_must_be_asked_for(capsys, save):
     save("run")
     manifest = Path("run/manifest.json")
