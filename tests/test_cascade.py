@@ -350,7 +350,8 @@ def test_the_evaluation_treats_it_as_it_treats_one_attack(net, images, predict, 
     assert records.column(f"{name}.success").tolist() == result.success.tolist()
     assert records.column(f"{name}.backwards").tolist() == result.backwards.tolist()
     config = records.manifest["identity"]["attacks"][name]
-    assert config == json.loads(json.dumps(strong(eps=EPS, passes=120, precision="float32").config()))
+    expected = json.loads(json.dumps(strong(eps=EPS, passes=120, precision="float32").config()))
+    assert config == {"callable": "art_logits.cascade.Cascade", **expected}
     again = evaluate(
         net, (x, labels), attacks=["strong:passes=120"], out=tmp_path / "run", resume=True, **options
     )
