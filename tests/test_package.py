@@ -31,7 +31,7 @@ EXTRAS = [
 FLOORS = [
     {"types", "_batches", "_checks", "_extras", "_files", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "counting", "folding", "prepare", "normalize", "fairness", "records", "tables"},
+    {"attack", "cascade", "counting", "folding", "prepare", "normalize", "fairness", "records", "tables"},
     {
         "image_sets",
         "npz",
