@@ -8,7 +8,8 @@ right. A pass is one image forward or backward; those of AutoAttack include its 
 ours the clean pass and the ones that verify.
 
 **AutoAttack** is the standard version (APGD-CE, APGD-T, FAB-T, Square) of pyautoattack, seed 0, batches of
-256. It takes from minutes to an hour per case on two cores.
+256. It takes from minutes to an hour per case on two cores. Cells on record that say ``folded`` were run on
+the net with its batch norms folded (:func:`art_logits.prepare`), the same function up to rounding.
 
 **Cells.** Each attack on each case is one file below ``strength/``, with the images that it left: a run can
 be interrupted, and what is there is not measured again. ``--cases CASE`` takes cases by name, ``--attacks``
