@@ -297,7 +297,7 @@ def _diagnostic_cells(records: Records, attack: str, model: ModelName) -> list[s
 
 def _lost_in_rounding(records: Records, prefix: str) -> str:
     """Successes that are none any more once the inputs are rounded to 8 bits; older records do not know."""
-    if f"{prefix}.success_8bit" not in records.table.column_names:
+    if f"{prefix}.success_8bit" not in records.columns:
         return "-"
     lost = records.column(f"{prefix}.success") & ~records.column(f"{prefix}.success_8bit")
     return str(int(lost.sum()))

@@ -321,7 +321,9 @@ def test_constant_quantities_can_be_drawn(make_table):
 
 
 def test_outputs_are_written_and_agree(records, rendered, tmp_path):
-    write_outputs(records, tmp_path)
+    classes = write_outputs(records, tmp_path)
+    assert classes.to_frame().equals(records.classwise().to_frame())
+    assert format_class_table(records, classes=classes) == format_class_table(records)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("summary.json", "classwise.csv", "logits.csv", "report.html"),
     }
