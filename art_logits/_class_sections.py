@@ -104,8 +104,8 @@ def _number(value: float) -> str:
 def transition_section(classes: ClasswiseReport) -> dict[str, Any]:
     """Who is taken for whom, and which classes form groups."""
     shown, groups = figures.matrix_classes(classes)
-    few = len(classes.class_names) <= figures.MAX_CELLS
-    which = "" if few else f"The {figures.MAX_CELLS} worst classes. "
+    few = len(shown) == np.count_nonzero(classes.support)
+    which = "" if few else "The worst classes, each with the one that it is most often taken for. "
     picture = draw(
         "confusion",
         figures.matrix_size(len(shown)),

@@ -305,7 +305,7 @@ def test_page_of_many_classes_draws_the_worst_and_folds_the_rest(random_table):
     records = many_classes(random_table, 61)
     page = Page(render(records))
     assert "The 40 worst classes." in page.text
-    assert "The 20 worst classes. Rows: label." in page.text
+    assert "The worst classes, each with the one that it is most often taken for. Rows: label." in page.text
     assert "The 15 worst and the 5 best of 61 classes; all of them below." in page.text
     assert "Classes: all 61 rows" in page.text
     assert "AUROC by class: all 61 rows" in page.text
