@@ -14,8 +14,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Measured: larger batches leave the caches of a CPU, smaller ones leave a pass's fixed costs to fewer.
-_CPU_BATCH = 64
+#: What a CPU does best at a time. Measured on CIFAR-10 nets: 256 samples take up to 25 % longer each, because
+#: their activations outgrow what the allocator keeps for reuse; of 64 some are as fast, and some slower.
+CPU_BATCH = 128
 # Of the free memory; the rest is for what the attack holds, and for the allocator's gaps.
 _SHARE = 0.6
 
@@ -81,7 +82,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def fitting_batch_size(model: Callable[[Tensor], Tensor], inputs: Tensor, *, most: int) -> int:
-    """A batch size that suits the device: 64 on a CPU, what fits the free memory on a GPU.
+    """A batch size that suits the device: 128 on a CPU, what fits the free memory on a GPU.
 
     Args:
         model: maps inputs ``(N, ...)`` to logits ``(N, C)``.
@@ -92,7 +93,7 @@ def fitting_batch_size(model: Callable[[Tensor], Tensor], inputs: Tensor, *, mos
         A power of two, or ``most``; >= 1.
     """
     if not inputs.is_cuda:
-        return min(_CPU_BATCH, most)
+        return min(CPU_BATCH, most)
     return _fitting(*_memory(model, inputs), most)  # pragma: no cover - needs a GPU
 
 

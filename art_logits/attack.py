@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _checks
 from . import steps as step_sizes
 from . import temperature as temperatures
-from ._batches import Batches
+from ._batches import CPU_BATCH, Batches
 from .balls import get_ball
 from .functional.logits import label_margin
 from .losses import get_loss
@@ -225,9 +225,10 @@ class TemperaturePGD:
             targets: ``(N,)``, target classes, for a targeted attack.
             mask: weight >= 0 of each element, of a shape that broadcasts to the inputs; elements of
                 weight 0 stay as they are.
-            batch_size: samples in one pass of the model; all of them where absent. It changes speed
-                and memory, not results, and is halved where the memory does not suffice. Who attacks part
-                after part may share one ``Batches`` among the calls, which remembers what fits.
+            batch_size: samples under way at a time, and at most in one pass of the model; all of them
+                where absent. It changes speed and memory, not results, and is halved where the memory does
+                not suffice. Who attacks part after part may share one ``Batches`` among the calls, which
+                remembers what fits.
             observer: called with each :class:`Step`, for a progress bar or a log. It must not change the
                 tensors that it is given.
 
@@ -450,7 +451,15 @@ class _Book:
         goals: Tensor,
         batches: Batches,
     ) -> None:
-        self.attack, self.model, self.proxy, self.goals, self.batches = attack, model, proxy, goals, batches
+        self.attack, self.model, self.proxy, self.goals = attack, model, proxy, goals
+        self.batches = self.passes = batches
+        if (
+            proxy is not None
+            and not inputs.is_cuda
+            and not (callable(attack.loss) or callable(attack.temperature))
+        ):
+            # As many slots as asked for, in passes that a CPU likes; a function may want to see them all.
+            self.passes = Batches(min(batches.size, CPU_BATCH))
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
@@ -464,7 +473,7 @@ class _Book:
 
     @property
     def size(self) -> int:
-        """How many samples go through the model at a time."""
+        """How many samples are under way at a time."""
         return self.batches.size
 
     def _open(self, clean: Tensor) -> None:
@@ -504,7 +513,7 @@ class _Book:
             with torch.no_grad():
                 return self._ask(x[rows], proxy=proxy)
 
-        return torch.cat(self.batches.run(part, len(x)))
+        return torch.cat(self.passes.run(part, len(x)))
 
     def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
         if proxy and self.proxy is not None:
@@ -538,7 +547,7 @@ class _Book:
                 (grad,) = torch.autograd.grad(-value if self.attack.targeted else value, x)
             return logits.detach(), grad
 
-        logits, grads = zip(*self.batches.run(part, len(slots)), strict=True)
+        logits, grads = zip(*self.passes.run(part, len(slots)), strict=True)
         for counter in (self.forwards, self.backwards):
             counter.index_add_(0, slots.index, torch.ones_like(slots.index))
         return _joined(logits), _joined(grads)
