@@ -213,6 +213,7 @@ class TemperaturePGD:
         mask: Tensor | None = None,
         batch_size: int | Batches | None = None,
         observer: Callable[[Step], None] | None = None,
+        judge: bool = True,
     ) -> AttackResult:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
@@ -231,6 +232,10 @@ class TemperaturePGD:
                 remembers what fits.
             observer: called with each :class:`Step`, for a progress bar or a log. It must not change the
                 tensors that it is given.
+            judge: False where ``adv_inputs`` is all that is wanted, as in adversarial training: the pass
+                that would judge a last iterate is spared where nothing is chosen by it (``keep="last"``,
+                ``restarts=1``, no ``stop_on_success``), and the result then says no success, the margin
+                ``-inf`` and the logits NaN.
 
         Raises:
             TypeError: inputs, labels, ids or the model's output are of the wrong type.
@@ -251,7 +256,7 @@ class TemperaturePGD:
             proxy = self._gradient_model(model, inputs)
             peaks = proxy is not None and self.keep == "best"
             region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask, peaks)
-            book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size)
+            book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
             return self._run(region, book, observer)
 
     def _gradient_model(self, model: Model, inputs: Tensor) -> Model | None:
@@ -450,6 +455,7 @@ class _Book:
         inputs: Tensor,
         goals: Tensor,
         batches: Batches,
+        judge: bool,
     ) -> None:
         self.attack, self.model, self.proxy, self.goals = attack, model, proxy, goals
         self.batches = self.passes = batches
@@ -468,7 +474,9 @@ class _Book:
         self.success = torch.zeros_like(goals, dtype=torch.bool)
         self.margin = inputs.new_empty(0)
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
-        if attack.keep == "best" or attack.stop_on_success:
+        self.chooses = attack.keep == "best" or attack.stop_on_success
+        self.judges = judge or self.chooses or attack.restarts > 1 or not attack.steps
+        if self.chooses:
             self._open(self._logits(inputs))
 
     @property
@@ -554,6 +562,8 @@ class _Book:
 
     def enter(self, slots: _Slots, logits: Tensor) -> tuple[_Slots, Tensor]:
         """Note what a pass has shown; returns the slots, and which samples need no further attack."""
+        if not self.chooses:
+            return slots, torch.zeros_like(slots.index, dtype=torch.bool)
         if self.proxy is None:
             return slots, self._note(slots, logits, final=False)
         margin, success = self._outcome(logits, self.goals[slots.index])
@@ -568,6 +578,9 @@ class _Book:
 
     def land(self, slots: _Slots) -> Tensor:
         """Note how a restart ended; returns which samples need no further attack."""
+        if not self.judges:
+            self.x[slots.index], self.restart[slots.index] = slots.x, slots.restart
+            return torch.ones_like(slots.index, dtype=torch.bool)
         if self.proxy is None or self.attack.keep == "last":
             return self._note(slots, self.forward(slots), final=True)
         slots, solved = self.enter(slots, self.forward(slots, proxy=True))
