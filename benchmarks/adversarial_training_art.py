@@ -36,6 +36,7 @@ ATTACKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "T-PGD, T = 1": (TemperaturePGD, {"temperature": 1.0}),
     # The very steps of ART's attack, from other random starts.
     "T-PGD, T = 1, last": (TemperaturePGD, {"temperature": 1.0, "keep": "last"}),
+    "T-PGD, 8 steps": (TemperaturePGD, {"temperature": 1.0, "keep": "last", "max_iter": 8}),
     "T-PGD, 9 steps": (TemperaturePGD, {"temperature": 1.0, "keep": "last", "max_iter": 9}),
     "T-PGD, T = 2, last": (TemperaturePGD, {"temperature": 2.0, "keep": "last"}),
     "T-PGD, T = 5, last": (TemperaturePGD, {"temperature": 5.0, "keep": "last"}),
