@@ -371,7 +371,12 @@ def main() -> None:
         print(json.dumps(run_job(json.loads(options.job), options.data_dir)))
         return
     run = session("scaling", options)
-    write(run.measured("scaling", "cases", measure), run)
+
+    def tables() -> None:
+        write(run.cells("scaling", "cases"), run)
+
+    run.measure("scaling", "cases", measure, tables)
+    tables()
 
 
 if __name__ == "__main__":
