@@ -282,7 +282,8 @@ class TemperaturePGD:
         slots = landed = region.start(waiting[:0])
         while len(waiting) or len(slots) or len(landed):
             free = max(0, book.size - len(slots))
-            slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
+            if free and len(waiting):
+                slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
             if self.steps:
                 logits, grad = book.gradient(slots)
                 if observer is not None:
