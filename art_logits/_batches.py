@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: What a CPU does best at a time. Measured on CIFAR-10 nets: 256 samples take up to 25 % longer each, because
-#: their activations outgrow what the allocator keeps for reuse; of 64 some are as fast, and some slower.
-CPU_BATCH = 128
+# Samples under way on a CPU: enough for full passes of most nets; how many go through the model at once is
+# another question (:func:`art_logits.prepare.rows_per_pass`).
+_CPU_BATCH = 128
 # Of the free memory; the rest is for what the attack holds, and for the allocator's gaps.
 _SHARE = 0.6
 
@@ -37,8 +37,10 @@ class Batches:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, function: Callable[[slice], T], count: int) -> list[T]:
+    def run(self, function: Callable[[slice], T], count: int, *, at_most: int | None = None) -> list[T]:
         """What ``function`` returns for each part of ``range(count)``, in order.
+
+        ``at_most`` is a smaller size for this run alone.
 
         A part that does not fit is given again, as smaller ones: ``function`` must change nothing before
         its work is done.
@@ -49,7 +51,8 @@ class Batches:
         results: list[T] = []
         start = 0
         while start < count:
-            part = slice(start, min(start + self.size, count))
+            size = self.size if at_most is None else min(self.size, at_most)
+            part = slice(start, min(start + size, count))
             done, result = self._attempt(function, part)
             if done:
                 results.append(result[0])
@@ -93,7 +96,7 @@ def fitting_batch_size(model: Callable[[Tensor], Tensor], inputs: Tensor, *, mos
         A power of two, or ``most``; >= 1.
     """
     if not inputs.is_cuda:
-        return min(CPU_BATCH, most)
+        return min(_CPU_BATCH, most)
     return _fitting(*_memory(model, inputs), most)  # pragma: no cover - needs a GPU
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _checks
 from . import steps as step_sizes
 from . import temperature as temperatures
-from ._batches import CPU_BATCH, Batches
+from ._batches import Batches
 from .balls import get_ball
 from .functional.logits import label_margin
 from .losses import get_loss
@@ -38,6 +38,7 @@ from .prepare import (
     full_float32,
     gradient_model,
     original_of,
+    rows_per_pass,
 )
 from .starts import random_points, sample_hashes
 from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
@@ -458,15 +459,11 @@ class _Book:
         batches: Batches,
         judge: bool,
     ) -> None:
-        self.attack, self.model, self.proxy, self.goals = attack, model, proxy, goals
-        self.batches = self.passes = batches
-        if (
-            proxy is not None
-            and not inputs.is_cuda
-            and not (callable(attack.loss) or callable(attack.temperature))
-        ):
-            # As many slots as asked for, in passes that a CPU likes; a function may want to see them all.
-            self.passes = Batches(min(batches.size, CPU_BATCH))
+        self.attack, self.model, self.proxy, self.goals, self.batches = attack, model, proxy, goals, batches
+        # As many slots as asked for, in passes that a CPU likes. A function of the user's sees all of them.
+        self.most_rows = {False: rows_per_pass(model, inputs), True: None}
+        if not (callable(attack.loss) or callable(attack.temperature)):
+            self.most_rows[True] = rows_per_pass(model, inputs, dtype=getattr(proxy, "dtype", None))
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
@@ -522,7 +519,7 @@ class _Book:
             with torch.no_grad():
                 return self._ask(x[rows], proxy=proxy)
 
-        return torch.cat(self.passes.run(part, len(x)))
+        return torch.cat(self.batches.run(part, len(x), at_most=self.most_rows[proxy]))
 
     def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
         if proxy and self.proxy is not None:
@@ -556,7 +553,7 @@ class _Book:
                 (grad,) = torch.autograd.grad(-value if self.attack.targeted else value, x)
             return logits.detach(), grad
 
-        logits, grads = zip(*self.passes.run(part, len(slots)), strict=True)
+        logits, grads = zip(*self.batches.run(part, len(slots), at_most=self.most_rows[True]), strict=True)
         for counter in (self.forwards, self.backwards):
             counter.index_add_(0, slots.index, torch.ones_like(slots.index))
         return _joined(logits), _joined(grads)

@@ -309,16 +309,16 @@ def test_passes_on_a_cpu_have_the_size_that_a_cpu_likes(
     options: dict[str, Any],
     largest: int,
 ) -> None:
-    """Of large models, whose passes are worth it; and not where a function of the user's sees the batch."""
-    monkeypatch.setattr(attack, "CPU_BATCH", 9)
+    """Each model its own; and not where a function of the user's sees the batch."""
     x, labels = images(30, dtype=torch.float64), torch.arange(30) % 3
-    proposer, slots = record(Bent(curved, 0.0)), []
+    original, proposer, slots = record(curved), record(Bent(curved, 0.0)), []
     pgd_ = TemperaturePGD(eps=0.02, steps=3, stop_on_success=False, **options)
     plain = pgd_(curved, x, labels, observer=lambda step: slots.append(len(step.rows)))
+    monkeypatch.setattr(attack, "rows_per_pass", lambda model, inputs, dtype=0: 7 if dtype == 0 else 9)
     proposing(proposer)
-    found = pgd_(curved, x, labels, observer=lambda step: slots.append(len(step.rows)))
+    found = pgd_(original, x, labels, observer=lambda step: slots.append(len(step.rows)))
     assert set(slots) == {30}
-    assert max(proposer.rows) == largest
+    assert (max(original.rows), max(proposer.rows)) == (7, largest)
     assert torch.equal(found.adv_inputs, plain.adv_inputs)
 
 
