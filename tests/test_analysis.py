@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from art_logits import analysis
+from art_logits import records as stored
 from art_logits.analysis import (
     Statistics,
     adversarial_predictions,
@@ -333,7 +334,7 @@ def test_without_an_attack_adversarial_is_empty(make_table):
 def test_blocks_do_not_change_the_samples(random_table, monkeypatch):
     records = Records(random_table(25))
     whole = logit_report(records).samples["model"]["adversarial"]
-    monkeypatch.setattr(analysis, "_BLOCK", 7)
+    monkeypatch.setattr(stored, "_BLOCK", 7)
     parts = logit_report(records).samples["model"]["adversarial"]
     for name, values in whole.items():
         assert np.array_equal(parts[name], values)
@@ -375,6 +376,10 @@ def test_compare_by_hand_pairs_on_the_sample_id(make_table):
     assert comparison.robust_a == approx([5 / 6, 0.5])
     assert comparison.robust_b == approx([1 / 6, 0.5])
     assert comparison.difference == approx([-4 / 6, 0])
+    # a = 5 / 8 and 2 / 6, b = 1 / 8 and 2 / 6
+    spread = stats.norm.ppf(0.975) * np.sqrt([(6 / 8 - 1 / 4) / 8, (4 / 6) / 6])
+    assert comparison.difference_low == approx([max(-1, -0.5 - spread[0]), -spread[1]])
+    assert comparison.difference_high == approx([-0.5 + spread[0], spread[1]])
     assert comparison.only_a.tolist() == [4, 1]
     assert comparison.only_b.tolist() == [0, 1]
     assert comparison.p_values == approx([2 / 16, 1])
@@ -385,6 +390,9 @@ def test_compare_by_hand_pairs_on_the_sample_id(make_table):
             "robust_a": 0.7,
             "robust_b": 0.3,
             "difference": -0.4,
+            # a = 6 / 12, b = 2 / 12: -1 / 3 -+ 1.96 sqrt((2 / 3 - 1 / 9) / 12)
+            "difference_low": -1 / 3 - stats.norm.ppf(0.975) * math.sqrt(5 / 108),
+            "difference_high": -1 / 3 + stats.norm.ppf(0.975) * math.sqrt(5 / 108),
             "only_a": 5,
             "only_b": 1,
             "p_value": stats.binomtest(1, 6).pvalue,
@@ -396,7 +404,8 @@ def test_compare_with_itself_finds_nothing(records):
     comparison = compare(records, records)
     frame = comparison.to_frame()
     assert list(frame.columns) == [
-        *("class", "support", "robust_a", "robust_b", "difference"),
+        *("class", "support", "robust_a", "robust_b"),
+        *("difference", "difference_low", "difference_high"),
         *("only_a", "only_b", "p_value", "p_holm"),
     ]
     assert frame["difference"].tolist() == approx([0, 0, math.nan])

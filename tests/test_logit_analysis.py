@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn import metrics
 
 from art_logits import logit_analysis
+from art_logits import records as stored
 from art_logits.analysis import LOGIT_QUANTITIES, logit_report
 from art_logits.logit_analysis import (
     class_statistics,
@@ -90,7 +90,7 @@ def test_confidence_correlation_matches_scipy(records):
 
 
 def test_wrong_class_agreement_matches_scipy_in_blocks(records, monkeypatch):
-    monkeypatch.setattr(logit_analysis, "_BLOCK", 7)
+    monkeypatch.setattr(stored, "_BLOCK", 7)
     labels, first = records.column("label"), records.column("clean_logits")
     second = records.column("reference.clean_logits")
     rho = np.array(
@@ -137,20 +137,29 @@ def test_fall_predictors_by_hand(make_table):
     assert frame["entropy"][1] == pytest.approx(0.25)
 
 
-def test_fall_predictors_match_scikit_learn(records):
+def test_fall_predictors_are_the_shares_of_pairs_in_order(records):
     frame = fall_predictors(records)
     right, stands, labels = records.correct(), records.robust(), records.column("label")
     samples = logit_report(records).samples["model"]["clean"]
     for row, chosen in [(0, right), *((k + 1, right & (labels == k)) for k in range(5))]:
         for quantity in LOGIT_QUANTITIES:
-            expected = metrics.roc_auc_score(stands[chosen], samples[quantity][chosen])
+            expected = share_of_pairs(samples[quantity][chosen], stands[chosen])
             assert frame[quantity][row] == pytest.approx(expected)
+    assert fall_predictors(records, by_class=False).equals(frame.iloc[:1])
 
 
-def test_auroc_with_ties_matches_scikit_learn(rng):
+def share_of_pairs(values, stands):
+    """The AUROC's definition: pairs of a sample that stands and one that falls in order, ties by half."""
+    above = values[stands][:, None].astype(float) - values[~stands][None]
+    return np.mean((above > 0) + 0.5 * (above == 0))
+
+
+def test_auroc_with_ties_is_the_share_of_pairs_in_order(rng):
     values, stands = rng.integers(0, 4, (50, 3)).astype(float), rng.random(50) < 0.6
-    expected = [metrics.roc_auc_score(stands, column) for column in values.T]
-    assert logit_analysis._auroc(values[stands], values[~stands]) == pytest.approx(expected)
+    expected = [share_of_pairs(column, stands) for column in values.T]
+    assert logit_analysis._auroc(values, stands) == pytest.approx(expected)
+    assert np.isnan(logit_analysis._auroc(values, np.ones(50, dtype=bool))).all()
+    assert np.isnan(logit_analysis._auroc(values, np.zeros(50, dtype=bool))).all()
 
 
 def test_fall_predictors_of_the_reference(records):
