@@ -14,8 +14,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Measured: larger batches leave the caches of a CPU, smaller ones leave a pass's fixed costs to fewer.
-_CPU_BATCH = 64
+# Samples under way on a CPU: enough for full passes of most nets; how many go through the model at once is
+# another question (:func:`art_logits.prepare.rows_per_pass`).
+_CPU_BATCH = 128
 # Of the free memory; the rest is for what the attack holds, and for the allocator's gaps.
 _SHARE = 0.6
 
@@ -36,8 +37,10 @@ class Batches:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, function: Callable[[slice], T], count: int) -> list[T]:
+    def run(self, function: Callable[[slice], T], count: int, *, at_most: int | None = None) -> list[T]:
         """What ``function`` returns for each part of ``range(count)``, in order.
+
+        ``at_most`` is a smaller size for this run alone.
 
         A part that does not fit is given again, as smaller ones: ``function`` must change nothing before
         its work is done.
@@ -48,7 +51,8 @@ class Batches:
         results: list[T] = []
         start = 0
         while start < count:
-            part = slice(start, min(start + self.size, count))
+            size = self.size if at_most is None else min(self.size, at_most)
+            part = slice(start, min(start + size, count))
             done, result = self._attempt(function, part)
             if done:
                 results.append(result[0])
@@ -81,7 +85,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def fitting_batch_size(model: Callable[[Tensor], Tensor], inputs: Tensor, *, most: int) -> int:
-    """A batch size that suits the device: 64 on a CPU, what fits the free memory on a GPU.
+    """A batch size that suits the device: 128 on a CPU, what fits the free memory on a GPU.
 
     Args:
         model: maps inputs ``(N, ...)`` to logits ``(N, C)``.

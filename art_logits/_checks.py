@@ -154,12 +154,16 @@ def inputs(
         )
     if value.ndim < 2 or value.numel() == 0:
         raise ValueError(f"inputs must be a non-empty batch (N, ...), got shape {tuple(value.shape)}")
-    if bool(value.isnan().any()):
+    smallest, largest = value.detach().aminmax()  # a NaN is both
+    if bool(smallest.isnan()):
         raise ValueError("inputs must not contain NaN")
     low, high = (torch.as_tensor(limit, dtype=value.dtype, device=value.device) for limit in limits)
-    if bool(((value < low) | (value > high)).any()):
+    # Masks of all elements, which whole data sets come here for, only where the limits ask for them.
+    one_for_all = low.ndim == high.ndim == 0
+    outside = (smallest < low) | (largest > high) if one_for_all else (value < low) | (value > high)
+    if bool(outside.any()):
         span = f"[{float(low.min()):g}, {float(high.max()):g}]"
-        found = f"[{float(value.min()):g}, {float(value.max()):g}]"
+        found = f"[{float(smallest):g}, {float(largest):g}]"
         raise ValueError(f"inputs must lie within bounds {span}, got values in {found}: {remedy}")
     return value.detach()
 

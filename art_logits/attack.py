@@ -38,6 +38,7 @@ from .prepare import (
     full_float32,
     gradient_model,
     original_of,
+    rows_per_pass,
 )
 from .starts import random_points, sample_hashes
 from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
@@ -213,6 +214,7 @@ class TemperaturePGD:
         mask: Tensor | None = None,
         batch_size: int | Batches | None = None,
         observer: Callable[[Step], None] | None = None,
+        judge: bool = True,
     ) -> AttackResult:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
@@ -225,11 +227,16 @@ class TemperaturePGD:
             targets: ``(N,)``, target classes, for a targeted attack.
             mask: weight >= 0 of each element, of a shape that broadcasts to the inputs; elements of
                 weight 0 stay as they are.
-            batch_size: samples in one pass of the model; all of them where absent. It changes speed
-                and memory, not results, and is halved where the memory does not suffice. Who attacks part
-                after part may share one ``Batches`` among the calls, which remembers what fits.
+            batch_size: samples under way at a time, and at most in one pass of the model; all of them
+                where absent. It changes speed and memory, not results, and is halved where the memory does
+                not suffice. Who attacks part after part may share one ``Batches`` among the calls, which
+                remembers what fits.
             observer: called with each :class:`Step`, for a progress bar or a log. It must not change the
                 tensors that it is given.
+            judge: False where ``adv_inputs`` is all that is wanted, as in adversarial training: the pass
+                that would judge a last iterate is spared where nothing is chosen by it (``keep="last"``,
+                ``restarts=1``, no ``stop_on_success``), and the result then says no success, the margin
+                ``-inf`` and the logits NaN.
 
         Raises:
             TypeError: inputs, labels, ids or the model's output are of the wrong type.
@@ -250,7 +257,7 @@ class TemperaturePGD:
             proxy = self._gradient_model(model, inputs)
             peaks = proxy is not None and self.keep == "best"
             region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask, peaks)
-            book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size)
+            book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
             return self._run(region, book, observer)
 
     def _gradient_model(self, model: Model, inputs: Tensor) -> Model | None:
@@ -276,7 +283,8 @@ class TemperaturePGD:
         slots = landed = region.start(waiting[:0])
         while len(waiting) or len(slots) or len(landed):
             free = max(0, book.size - len(slots))
-            slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
+            if free and len(waiting):
+                slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
             if self.steps:
                 logits, grad = book.gradient(slots)
                 if observer is not None:
@@ -449,8 +457,13 @@ class _Book:
         inputs: Tensor,
         goals: Tensor,
         batches: Batches,
+        judge: bool,
     ) -> None:
         self.attack, self.model, self.proxy, self.goals, self.batches = attack, model, proxy, goals, batches
+        # As many slots as asked for, in passes that a CPU likes. A function of the user's sees all of them.
+        self.most_rows = {False: rows_per_pass(model, inputs), True: None}
+        if not (callable(attack.loss) or callable(attack.temperature)):
+            self.most_rows[True] = rows_per_pass(model, inputs, dtype=getattr(proxy, "dtype", None))
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
@@ -459,12 +472,14 @@ class _Book:
         self.success = torch.zeros_like(goals, dtype=torch.bool)
         self.margin = inputs.new_empty(0)
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
-        if attack.keep == "best" or attack.stop_on_success:
+        self.chooses = attack.keep == "best" or attack.stop_on_success
+        self.judges = judge or self.chooses or attack.restarts > 1 or not attack.steps
+        if self.chooses:
             self._open(self._logits(inputs))
 
     @property
     def size(self) -> int:
-        """How many samples go through the model at a time."""
+        """How many samples are under way at a time."""
         return self.batches.size
 
     def _open(self, clean: Tensor) -> None:
@@ -504,7 +519,7 @@ class _Book:
             with torch.no_grad():
                 return self._ask(x[rows], proxy=proxy)
 
-        return torch.cat(self.batches.run(part, len(x)))
+        return torch.cat(self.batches.run(part, len(x), at_most=self.most_rows[proxy]))
 
     def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
         if proxy and self.proxy is not None:
@@ -538,13 +553,15 @@ class _Book:
                 (grad,) = torch.autograd.grad(-value if self.attack.targeted else value, x)
             return logits.detach(), grad
 
-        logits, grads = zip(*self.batches.run(part, len(slots)), strict=True)
+        logits, grads = zip(*self.batches.run(part, len(slots), at_most=self.most_rows[True]), strict=True)
         for counter in (self.forwards, self.backwards):
             counter.index_add_(0, slots.index, torch.ones_like(slots.index))
         return _joined(logits), _joined(grads)
 
     def enter(self, slots: _Slots, logits: Tensor) -> tuple[_Slots, Tensor]:
         """Note what a pass has shown; returns the slots, and which samples need no further attack."""
+        if not self.chooses:
+            return slots, torch.zeros_like(slots.index, dtype=torch.bool)
         if self.proxy is None:
             return slots, self._note(slots, logits, final=False)
         margin, success = self._outcome(logits, self.goals[slots.index])
@@ -559,6 +576,9 @@ class _Book:
 
     def land(self, slots: _Slots) -> Tensor:
         """Note how a restart ended; returns which samples need no further attack."""
+        if not self.judges:
+            self.x[slots.index], self.restart[slots.index] = slots.x, slots.restart
+            return torch.ones_like(slots.index, dtype=torch.bool)
         if self.proxy is None or self.attack.keep == "last":
             return self._note(slots, self.forward(slots), final=True)
         slots, solved = self.enter(slots, self.forward(slots, proxy=True))

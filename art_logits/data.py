@@ -95,7 +95,7 @@ class Data:
         if len(np.unique(self.ids.numpy())) != count:
             raise ValueError("sample_ids must be distinct, got repeated ones")
         self.default_eps = dict(default_eps)
-        _checks.bounds(bounds)
+        self._limits = _checks.bounds(bounds)
         self.bounds = (float(bounds[0]), float(bounds[1]))
         self._source = source
         self._positions = torch.arange(count) if positions is None else positions
@@ -123,7 +123,7 @@ class Data:
         chosen = (
             indices if isinstance(indices, slice | Tensor) else torch.as_tensor(indices, dtype=torch.int64)
         )
-        inputs = _checks.inputs(self._source(self._positions[chosen]), _checks.bounds(self.bounds))
+        inputs = _checks.inputs(self._source(self._positions[chosen]), self._limits)
         return inputs if inputs.dtype == torch.float64 else inputs.float(), self.labels[chosen]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:

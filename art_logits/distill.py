@@ -425,7 +425,7 @@ class _Step:
         elif self.goal.inner == "teacher":
             model = pair = _Pair(run.bare, self.oracle, batch.labels)
             attack = replace(attack, temperature=1.0, loss=pair.divergence)
-        result = attack(model, batch.inputs, batch.labels, batch.ids)
+        result = attack(model, batch.inputs, batch.labels, batch.ids, judge=False)
         run.lost += int((result.zero_gradients > 0).sum())
         return result.adv_inputs
 

@@ -32,7 +32,15 @@ from .counting import Counted, spread
 from .data import Data, as_data
 from .diagnostics import observe, training_modules
 from .models import model_hash
-from .prepare import PRECISIONS, PROBE, choose_precision, evaluating, full_float32, original_of
+from .prepare import (
+    PRECISIONS,
+    PROBE,
+    choose_precision,
+    evaluating,
+    full_float32,
+    original_of,
+    rows_per_pass,
+)
 from .presets import free_name, parse_attack
 from .records import FORMAT, Records, RecordsWriter, check_attack_name, read_manifest, records_schema
 from .types import Model
@@ -687,7 +695,8 @@ def _logits(subject: _Subject, inputs: Tensor, batches: Batches, classes: int | 
 
     # An attack may have switched modes: what is reported is always the model in eval mode.
     with torch.no_grad(), full_float32(), evaluating(subject.model):
-        return torch.cat(batches.run(part, len(inputs)))
+        most = rows_per_pass(subject.model, inputs[:2].to(device, dtype))
+        return torch.cat(batches.run(part, len(inputs), at_most=most))
 
 
 def _vectors(logits: Tensor) -> pa.FixedSizeListArray:

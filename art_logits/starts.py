@@ -21,7 +21,7 @@ def generator(seed: int, sample_id: int, restart: int) -> np.random.Generator:
     """The random generator of one start. Negative ids are as good as any other."""
     # Words of fixed width: SeedSequence writes numbers one after the other, each as long as it needs.
     keys = np.array([int(key) % 2**64 for key in (seed, sample_id, restart)], dtype="<u8")
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(keys.view("<u4").tolist())))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(keys.view("<u4"))))
 
 
 def random_points(

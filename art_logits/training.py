@@ -187,6 +187,6 @@ def _perturb(recipe: Recipe, run: TrainingRun, batch: Batch) -> Tensor:
             clean = run.bare(batch.inputs)
         # Nobody leaves the batch before its end (stop_on_success=False), so row i stays sample i.
         attack = replace(attack, loss=lambda z, y: kl_divergence(clean, z))
-    result = attack(run.bare, batch.inputs, batch.labels, batch.ids)
+    result = attack(run.bare, batch.inputs, batch.labels, batch.ids, judge=False)
     run.lost += int((result.zero_gradients > 0).sum())
     return result.adv_inputs

@@ -480,15 +480,15 @@ class TrainingRun:
         )
         losses = _checks.per_sample("objective", self.batch_loss(self, batch), len(batch.labels))
         # Of the whole batch: the processes' gradients are averaged, and their parts may differ in size.
-        loss = losses.sum() / part.total
-        value = float(self._summed(loss.detach()))
+        loss = losses.sum() / (part.total / self.team.num_processes)
+        value = float(self._summed(loss.detach())) / self.team.num_processes
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss became {value} in epoch {self.epoch + 1}, batch {number}: lower lr; "
                 "the last epoch's checkpoint is kept"
             )
         self.stepper.zero_grad(set_to_none=True)
-        self.team.backward(loss * self.team.num_processes)
+        self.team.backward(loss)
         self.stepper.step()
         if self.per_batch and self.schedule is not None:
             self.schedule.step()
@@ -613,7 +613,9 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) ->
     >>> kl_divergence(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 2.0]]))
     tensor([0.])
     """
-    log_p, log_q = ((z / temperature).log_softmax(dim=1) for z in (teacher, student))
+    if temperature != 1:
+        teacher, student = teacher / temperature, student / temperature
+    log_p, log_q = teacher.log_softmax(dim=1), student.log_softmax(dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 

@@ -51,24 +51,28 @@ class Cells:
 
     def measured(
         self, case: dict[str, Any], measure: Callable[[], dict[str, Any]], again: bool = False
-    ) -> None:
+    ) -> bool:
         """Measure a case and keep the result, unless it was measured already with the same config.
 
         Args:
             case: the case's entry of the config; its ``name`` is the file's.
             measure: makes the measurements, as JSON can hold them.
             again: measure in any case.
+
+        Returns:
+            Whether it was measured now.
         """
         path = self.folder / f"{case['name']}.json"
         if not again and path.exists() and json.loads(path.read_text())["case"] == case:
             print(f"{case['name']}: already measured", flush=True)
-            return
+            return False
         began = time.perf_counter()
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         cell = {"case": case, "load_before": load, **measure()}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(cell, indent=1) + "\n").encode())
         print(f"{case['name']}: {time.perf_counter() - began:.0f} s", flush=True)
+        return True
 
     def all(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """The cells of these cases that are there, in this order."""
@@ -94,16 +98,23 @@ class Session:
     out: Path
     command: str
 
-    def measured(
-        self, name: str, kind: str, measure: Callable[[dict[str, Any], Path, torch.device], dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Measure the cases of one kind that were asked for and have no cell; the cells that there are."""
-        cells = Cells(self.out / name)
+    def measure(
+        self,
+        script: str,
+        kind: str,
+        work: Callable[[dict[str, Any], Path, torch.device], dict[str, Any]],
+        after: Callable[[], None],
+    ) -> None:
+        """Measure the cases of one kind that were asked for and have no cell; ``after`` follows each."""
         for case in self.config[kind]:
             if self.options.cases is None or case["name"] in self.options.cases:
-                work = partial(measure, case, self.options.data_dir, self.device)
-                cells.measured(case, work, self.options.again)
-        return cells.all(case["name"] for case in self.config[kind])
+                job = partial(work, case, self.options.data_dir, self.device)
+                if Cells(self.out / script).measured(case, job, self.options.again):
+                    after()
+
+    def cells(self, script: str, kind: str) -> list[dict[str, Any]]:
+        """What was measured so far of one kind, in the order of the config."""
+        return Cells(self.out / script).all(case["name"] for case in self.config[kind])
 
 
 def command_line(script: str, description: str) -> argparse.ArgumentParser:

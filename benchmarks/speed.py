@@ -10,14 +10,15 @@ wrong from the start. ``plain`` is the loop alone: no fusion, no other memory la
 ``temperature-pgd`` is the default attack: gap temperature, cosine step size, precision by probe.
 
 **Interleaved.** A round runs every attack of a case once, in an order that turns by one from round to round;
-seeds change with the round. Times are medians over the rounds with their range, and a ratio is the median of
-the ratios within a round, so that a busy moment hits both sides. ``robust`` is counted afterwards on the
-original model in float32, together with a check of ball and bounds; what it takes is in nobody's time.
+seeds change with the round. Times are medians over the rounds with their range. ``x torchattacks`` is how
+many times as fast as torchattacks an attack is, the median of the ratios within a round, so that a busy
+moment hits both sides. ``robust`` is counted afterwards on the original model in float32, together with a
+check of ball and bounds; what it takes is in nobody's time.
 
 **Limit.** ``time / limit`` divides an attack's time by the bare cost of the passes it made: one forward and
 backward pass of the same prepared model at the same batch size for each of its gradients, and a float32
-forward pass of the original model for each of its other passes, timed in the same rounds. 1.00 is an engine
-that costs nothing.
+forward pass of the original model for each of its other passes, timed right after the attack. 1.00 is an
+engine that costs nothing.
 
 **Trained briefly**: ResNet-18 and the vision transformer are too large for the repository. They get a few
 epochs of PGD-AT on 1000 images on the spot, from a fixed seed (``runs/benchmarks/models`` keeps them). They
@@ -246,9 +247,9 @@ def measure(case: dict[str, Any], data_dir: Path, device: torch.device) -> dict[
     """All rounds of a case: per attack and round the seconds, the passes and what stays right."""
     setting = load_setting(case, data_dir, device)
     passes = {name: host_passes(setting, name) for name in case["attacks"] if name in HOSTS}
-    kinds = sorted({PASSES[name] for name in case["attacks"] if name in PASSES})
     warm_up(setting, case["attacks"])
-    rows, bare = [], []
+    rows: list[dict[str, Any]] = []
+    bare: list[dict[str, float]] = []
     for seed in range(case["rounds"]):
         first = seed % len(case["attacks"])
         for name in case["attacks"][first:] + case["attacks"][:first]:
@@ -256,12 +257,14 @@ def measure(case: dict[str, Any], data_dir: Path, device: torch.device) -> dict[
             row = {"round": seed, "attack": name, "seconds": spent.wall, "cpu_seconds": spent.cpu}
             forwards, backwards = passes.get(name, (found.forwards, found.backwards))
             rows.append({**row, "forwards": forwards, "backwards": backwards, **judge(setting, found)})
-        bare.append({"round": seed, **bare_costs(setting, kinds)})
+            if name in PASSES:
+                # Right after the attack: what else the machine does changes within a round.
+                bare.append({"round": seed, **bare_costs(setting, PASSES[name])})
     return {
         "environment": environment(device),
         "clean": int(right(setting, setting.inputs).sum()),
         "rows": rows,
-        "bare": bare,
+        "bare": pd.DataFrame(bare).groupby("round").median().reset_index().to_dict("records") if bare else [],
     }
 
 
@@ -310,30 +313,32 @@ def judge(setting: Setting, found: Found) -> dict[str, Any]:
     return {"robust": int(robust.sum()), "distance": distance}
 
 
-def bare_costs(setting: Setting, kinds: Sequence[str]) -> dict[str, float]:
-    """Seconds per sample of bare passes at the case's batch size: the median of three."""
+def bare_costs(setting: Setting, kind: str) -> dict[str, float]:
+    """Seconds per sample of a bare pass at the case's batch size, each the median of three.
+
+    The kind's own (:data:`PASSES`) is a forward and backward pass of that model, ``forward`` one forward pass
+    of the original in float32.
+    """
     inputs, labels = next(setting.batches())
 
-    def gradient(model: Callable[[Tensor], Tensor]) -> Tensor:
+    def gradient() -> Tensor:
         x = inputs.clone().requires_grad_()
-        value = cross_entropy(model(x).float(), labels, reduction="sum")
+        value = cross_entropy(net(x).float(), labels, reduction="sum")
         return torch.autograd.grad(value, x)[0]
 
     def forward() -> Tensor:
         with torch.no_grad():
             return setting.model(inputs)
 
-    works: dict[str, Callable[[], Tensor]] = {"forward": forward}
     costs = {}
     with evaluating(setting.model):
-        for kind in kinds:
+        net: Callable[[Tensor], Tensor] = setting.model
+        if kind != "plain":
             # The snapshot, because a prepared model looks at its original's weights in every call.
-            plain = kind == "plain"
-            net = setting.model if plain else prepare(setting.model, precision=kind).snapshot(inputs)
-            works[kind] = partial(gradient, net)
-        for kind, work in works.items():
+            net = prepare(setting.model, precision=kind).snapshot(inputs)
+        for name, work in ((kind, gradient), ("forward", forward)):
             work()
-            costs[kind] = middle([spend(work, setting.device)[1].wall for _ in range(3)]) / len(inputs)
+            costs[name] = middle([spend(work, setting.device)[1].wall for _ in range(3)]) / len(inputs)
     return costs
 
 
@@ -375,7 +380,11 @@ def summary(cell: dict[str, Any]) -> pd.DataFrame:
                 "attack": name,
                 "robust": f"{middle(mine['robust']):g}",
                 "seconds": spread(mine["seconds"].tolist()),
-                "times as fast": spread((seconds[BASELINE] / seconds[name]).tolist(), unit="x"),
+                **{
+                    f"x {host}": spread((seconds[host] / seconds[name]).tolist())
+                    for host in HOSTS
+                    if host in seconds
+                },
                 "passes per image, forward + backward": per_image if counted else "",
                 "time / limit": engine_ratio(cell, mine, name),
             }
@@ -389,9 +398,8 @@ def engine_ratio(cell: dict[str, Any], mine: pd.DataFrame, name: str) -> str:
         return ""
     costs = pd.DataFrame(cell["bare"]).set_index("round")
     mine = mine.set_index("round")
-    limit = costs[PASSES[name]] * mine["backwards"] + costs["forward"] * (
-        mine["forwards"] - mine["backwards"]
-    )
+    others = mine["forwards"] - mine["backwards"]
+    limit = costs[PASSES[name]] * mine["backwards"] + costs["forward"] * others
     return spread((mine["seconds"] / limit).tolist())
 
 
@@ -445,11 +453,13 @@ def agreement_table(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def readme_table(cells: Sequence[dict[str, Any]]) -> str:
     """The first case in full; of the others, how many times as fast as torchattacks each attack is."""
-    main = summary(cells[0])[["attack", "robust", "seconds", "times as fast", "time / limit"]]
+    full = summary(cells[0])
+    hosts = [f"x {host}" for host in HOSTS if f"x {host}" in full]
+    main = full[["attack", "robust", "seconds", *hosts, "time / limit"]]
     names = [name for name in CONTENDERS if any(name in cell["case"]["attacks"] for cell in cells[1:])]
     others = []
     for cell in cells[1:]:
-        ratios = dict(summary(cell)[["attack", "times as fast"]].itertuples(index=False))
+        ratios = dict(summary(cell)[["attack", f"x {BASELINE}"]].itertuples(index=False))
         short = {name: ratios[name].split(" ")[0] if name in ratios else "" for name in names}
         others.append({"case": title(cell), **short})
     parts = [f"{title(cells[0])}; {in_words(cells[0]['environment'])}\n", to_markdown(main)]
@@ -509,9 +519,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     run = session("speed", options)
-    agreement = run.measured("speed", "agreement", compare_precisions)
-    timed = run.measured("speed", "cases", measure)
-    write(timed, agreement, run)
+
+    def tables() -> None:
+        write(run.cells("speed", "cases"), run.cells("speed", "agreement"), run)
+
+    run.measure("speed", "agreement", compare_precisions, tables)
+    run.measure("speed", "cases", measure, tables)
+    tables()
 
 
 if __name__ == "__main__":

@@ -162,9 +162,9 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
             eps = _checks.per_sample("eps", eps(images, labels), len(images))
         targets = self._targets(images, labels, seed) if self.targeted else None
         # get_logits, because it normalises. It is no module: the mode of the model stays the host's affair.
-        plain = self.precision == "float32" or self._model_training
+        plain = self._model_training or type(self).get_logits is not _Attack.get_logits
         model = self.get_logits if plain else _Normalised(self)
-        return self._core(eps, seed)(model, images, labels, targets=targets).adv_inputs
+        return self._core(eps, seed)(model, images, labels, targets=targets, judge=False).adv_inputs
 
     def _core(self, eps: float | Tensor, seed: int) -> _Core:
         """The core's attack, made anew for each call: users of the host assign to its attributes."""

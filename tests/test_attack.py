@@ -451,6 +451,37 @@ def test_counted_passes_are_the_passes_of_the_model(
         assert result.forwards.tolist() == [restarts * (steps + 1) + clean] * 10
 
 
+@pytest.mark.parametrize(
+    ("options", "spared"),
+    [
+        ({"keep": "last", "stop_on_success": False}, 1),
+        ({"keep": "last", "stop_on_success": False, "restarts": 2}, 0),
+        ({"keep": "last", "stop_on_success": True}, 0),
+        ({"keep": "last", "stop_on_success": False, "steps": 0}, 0),
+        ({"keep": "best", "stop_on_success": False}, 0),
+    ],
+)
+def test_a_last_iterate_that_nobody_asks_about_is_not_judged(
+    linear: nn.Module, images: Any, options: dict[str, Any], spared: int
+) -> None:
+    x, labels = images(10, dtype=torch.float64), torch.arange(10) % 3
+    attack = TemperaturePGD(**{"eps": 0.05, "steps": 4, "random_start": True, **options})
+    full = attack(linear, x, labels, batch_size=4)
+    plain = attack(linear, x, labels, batch_size=4, judge=False)
+    assert torch.equal(plain.adv_inputs, full.adv_inputs)
+    assert not torch.equal(plain.adv_inputs, x)
+    assert (full.forwards - plain.forwards).tolist() == [spared] * 10
+    assert torch.equal(plain.restart, full.restart)
+    if spared:
+        assert full.success.any()
+        assert not plain.success.any()
+        assert plain.logits.isnan().all()
+        assert torch.equal(plain.margin, torch.full_like(plain.margin, -torch.inf))
+    else:
+        assert torch.equal(plain.logits, full.logits)
+        assert torch.equal(plain.success, full.success)
+
+
 def test_solved_samples_cost_one_forward_pass(linear: nn.Module, images: Any, predict: Any) -> None:
     x = images(6, dtype=torch.float64)
     labels = (predict(linear, x) + torch.tensor([0, 1, 0, 1, 0, 1])) % 3

@@ -62,5 +62,5 @@ def test_the_cpu_says_it_in_its_own_words_and_other_errors_pass() -> None:
 
 def test_batches_for_a_cpu_are_those_of_its_caches() -> None:
     inputs = torch.zeros(2, 3)
-    assert fitting_batch_size(lambda x: x, inputs, most=512) == 64
+    assert fitting_batch_size(lambda x: x, inputs, most=512) == 128
     assert fitting_batch_size(lambda x: x, inputs, most=10) == 10

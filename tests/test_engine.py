@@ -297,6 +297,31 @@ def test_slots_are_full_until_the_queue_is_empty(
     assert sum(full) >= 0.95 * batch_size * len(full)
 
 
+@pytest.mark.parametrize(
+    ("options", "largest"), [({}, 9), ({"temperature": lambda z, t: z[:, 0] * 0 + 1}, 30)]
+)
+def test_passes_on_a_cpu_have_the_size_that_a_cpu_likes(
+    curved: nn.Module,
+    images: Any,
+    record: Any,
+    proposing: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    largest: int,
+) -> None:
+    """Each model its own; and not where a function of the user's sees the batch."""
+    x, labels = images(30, dtype=torch.float64), torch.arange(30) % 3
+    original, proposer, slots = record(curved), record(Bent(curved, 0.0)), []
+    pgd_ = TemperaturePGD(eps=0.02, steps=3, stop_on_success=False, **options)
+    plain = pgd_(curved, x, labels, observer=lambda step: slots.append(len(step.rows)))
+    monkeypatch.setattr(attack, "rows_per_pass", lambda model, inputs, dtype=0: 7 if dtype == 0 else 9)
+    proposing(proposer)
+    found = pgd_(original, x, labels, observer=lambda step: slots.append(len(step.rows)))
+    assert set(slots) == {30}
+    assert (max(original.rows), max(proposer.rows)) == (7, largest)
+    assert torch.equal(found.adv_inputs, plain.adv_inputs)
+
+
 class Cramped(nn.Module):
     """Runs out of memory above a batch size; another one where a gradient is wanted."""
 

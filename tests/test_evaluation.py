@@ -574,7 +574,7 @@ def test_the_batch_size_is_found_where_none_is_given(monkeypatch, asked):
             return super().forward(inputs)
 
     evaluate(Watched(), samples(150), attacks=TemperaturePGD(eps=0.01, steps=1), batch_size=asked)
-    assert max(sizes) == 64
+    assert max(sizes) == 128
     with pytest.raises(TypeError, match="batch_size must be an integer"):
         evaluate(Linear(), samples(4), attacks="pgd", eps=0.1, batch_size="all")
 

@@ -21,6 +21,7 @@ from art_logits.prepare import (
     gradient_model,
     original_of,
     prepare,
+    rows_per_pass,
 )
 
 #: ``import art_logits.prepare`` would give the function of that name.
@@ -517,6 +518,43 @@ def test_the_probe_itself(net: nn.Module, images: Any) -> None:
     before = flags(net.train())
     assert choose_precision(net, images(16)) in ("float32", "bfloat16")
     assert flags(net) == before
+
+
+# How many samples at a time ---------------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """Of each sample 60 numbers in, 42 after the convolution, 240 after the product, 10 out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(3, 7, 3), nn.Linear(42, 240)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.linear.weight * torch.ones(240, 42)  # large, and no sample's
+        return torch.nn.functional.linear(self.convolution(inputs).flatten(1), weight)[:, :10]
+
+
+@pytest.mark.usefixtures("large")
+def test_a_pass_on_a_cpu_is_as_large_as_its_largest_tensor_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Counted(Wide())
+    x = torch.rand(5, 3, 4, 5)
+    with evaluating(net):
+        assert rows_per_pass(net, x) == MODULE._LARGEST // (4 * 240)
+        assert rows_per_pass(net, x, dtype=torch.bfloat16) == MODULE._LARGEST // (2 * 240)
+        assert rows_per_pass(net, x.double()) == MODULE._LARGEST // (8 * 240)
+        monkeypatch.setattr(MODULE, "_LARGEST", 100 * 4 * 240 + 1)
+        assert rows_per_pass(net, x[:1]) == 100
+        monkeypatch.setattr(MODULE, "_LARGEST", 1)
+        assert rows_per_pass(net, x) == 16
+    assert net.forwards == 2  # two samples, once
+
+
+def test_passes_of_small_models_and_functions_are_not_cut(net: nn.Module, images: Any) -> None:
+    counted = Counted(net)
+    assert rows_per_pass(counted, images(4)) is None
+    assert rows_per_pass(lambda x: net(x), torch.rand(4, 3, 500, 500)) is None
+    assert counted.forwards == 0
 
 
 # Float32 ----------------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def test_resuming_is_as_if_never_interrupted(tmp_path: Path, method: Any, ema: f
     options |= {"augment": "shift", "epochs": 4}
     whole, history = train(model=Interrupted(network(), -1), **options)
     with pytest.raises(KeyboardInterrupt):
-        train(model=Interrupted(network(), 60), out=tmp_path, **options)
+        train(model=Interrupted(network(), 45), out=tmp_path, **options)
     done = torch.load(tmp_path / CHECKPOINT, weights_only=True)["epoch"]
     assert 0 < done < 4
     assert not (tmp_path / WEIGHTS).exists()

@@ -221,6 +221,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
         model, device = target
         size = self.batch_size * (1 if self.summary_writer is not None else _BATCHES_AT_ONCE)
         result, hits = np.empty(inputs.shape, dtype=ART_NUMPY_DTYPE), 0
+        reported = logger.isEnabledFor(logging.INFO)
         total = len(inputs) * attack.steps * attack.restarts
         with tqdm(
             total=total, desc="Temperature-PGD", unit="step", leave=False, disable=not self.verbose
@@ -236,10 +237,12 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
                     mask=None if mask is None else mask[rows],
                     batch_size=self.batch_size,
                     observer=self._observer(bar, part, inputs[rows], goals[rows]),
+                    judge=reported,
                 )
                 result[rows] = found.adv_inputs.cpu().numpy()
                 hits += int(found.success.sum())
-        logger.info("Success rate of attack: %.2f%%", 100 * hits / len(inputs))
+        if reported:
+            logger.info("Success rate of attack: %.2f%%", 100 * hits / len(inputs))
         return result
 
     def _observer(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +24,12 @@ from .model_zoo import dataset_name, load_model, threat_model_name
 
 __all__ = ["ClasswiseEvaluator", "LogitEvaluator"]
 
+Report = TypeVar("Report")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-class _Evaluator:
-    """A model, and how it is attacked."""
+class _Evaluator(ABC, Generic[Report]):
+    """A model, how it is attacked, and the report that is made of it."""
 
     def __init__(
         self,
@@ -107,13 +109,30 @@ class _Evaluator:
             raise ValueError("records: nothing was evaluated yet; call evaluate(inputs, labels) first")
         return self._records
 
-    def _evaluate(
+    def evaluate(
         self,
         inputs: Tensor | np.ndarray[Any, Any],
         labels: Tensor | np.ndarray[Any, Any] | Sequence[int],
-        out: str | Path | None,
-        resume: bool,
-    ) -> Records:
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+    ) -> Report:
+        """Attack the model, and the reference if there is one, on labelled images.
+
+        Args:
+            inputs: ``(N, C, H, W)`` in [0, 1].
+            labels: ``(N,)`` integers.
+            out: folder for the records; default none.
+            resume: continue the same evaluation in ``out``.
+
+        Returns:
+            The report; the records behind it are in :attr:`records`.
+
+        Raises:
+            ValueError: as :func:`art_logits.evaluate` raises.
+            TypeError: likewise.
+            FileExistsError: likewise.
+        """
         self._records = evaluate(
             self.model,
             (inputs, labels if isinstance(labels, Tensor) else np.asarray(labels)),
@@ -128,10 +147,14 @@ class _Evaluator:
             resume=resume,
             model_name=self.model_name,
         )
-        return self._records
+        return self._report(self._records)
+
+    @abstractmethod
+    def _report(self, records: Records) -> Report:
+        """What is made of the records."""
 
 
-class ClasswiseEvaluator(_Evaluator):
+class ClasswiseEvaluator(_Evaluator[ClasswiseReport]):
     """Which classes of a model fail.
 
     Args:
@@ -177,34 +200,11 @@ class ClasswiseEvaluator(_Evaluator):
             device=device,
         )
 
-    def evaluate(
-        self,
-        inputs: Tensor | np.ndarray[Any, Any],
-        labels: Tensor | np.ndarray[Any, Any] | Sequence[int],
-        *,
-        out: str | Path | None = None,
-        resume: bool = False,
-    ) -> ClasswiseReport:
-        """Attack the model on labelled images.
-
-        Args:
-            inputs: ``(N, C, H, W)`` in [0, 1].
-            labels: ``(N,)`` integers.
-            out: folder for the records; default none.
-            resume: continue the same evaluation in ``out``.
-
-        Returns:
-            The report; the records behind it are in :attr:`records`.
-
-        Raises:
-            ValueError: as :func:`art_logits.evaluate` raises.
-            TypeError: likewise.
-            FileExistsError: likewise.
-        """
-        return classwise_report(self._evaluate(inputs, labels, out, resume))
+    def _report(self, records: Records) -> ClasswiseReport:
+        return classwise_report(records)
 
 
-class LogitEvaluator(_Evaluator):
+class LogitEvaluator(_Evaluator[LogitReport]):
     """What the logits of a model look like, clean and under attack, beside those of a reference.
 
     Args:
@@ -242,28 +242,5 @@ class LogitEvaluator(_Evaluator):
             device=device,
         )
 
-    def evaluate(
-        self,
-        inputs: Tensor | np.ndarray[Any, Any],
-        labels: Tensor | np.ndarray[Any, Any] | Sequence[int],
-        *,
-        out: str | Path | None = None,
-        resume: bool = False,
-    ) -> LogitReport:
-        """Attack model and reference on labelled images.
-
-        Args:
-            inputs: ``(N, C, H, W)`` in [0, 1].
-            labels: ``(N,)`` integers.
-            out: folder for the records; default none.
-            resume: continue the same evaluation in ``out``.
-
-        Returns:
-            The report; the records behind it are in :attr:`records`.
-
-        Raises:
-            ValueError: as :func:`art_logits.evaluate` raises.
-            TypeError: likewise.
-            FileExistsError: likewise.
-        """
-        return logit_report(self._evaluate(inputs, labels, out, resume))
+    def _report(self, records: Records) -> LogitReport:
+        return logit_report(records)

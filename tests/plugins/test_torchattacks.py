@@ -647,7 +647,7 @@ class TestDevice:
         attack.set_device("meta")
         devices = []
         attack._core = lambda eps, seed: (
-            lambda model, images, labels, targets: (
+            lambda model, images, labels, targets, judge: (
                 devices.extend([images.device, labels.device])
                 or art_logits.AttackResult(images, *[labels] * 6)
             )
