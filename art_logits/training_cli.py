@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 import torch
 
@@ -163,8 +163,15 @@ def new_model(spec: str, seed: int, data: Data) -> nn.Module:
     return model
 
 
-def shape_of(data: Data) -> dict[str, int]:
+class DataShape(TypedDict):
     """What a model must know of the data: numbers of classes and of channels."""
+
+    num_classes: int
+    in_channels: int
+
+
+def shape_of(data: Data) -> DataShape:
+    """The numbers of classes and of channels, as arguments of ``load_model``."""
     inputs, _ = data.batch([0])
     classes = int(data.labels.max()) + 1 if data.class_names is None else len(data.class_names)
     return {"num_classes": classes, "in_channels": inputs.shape[1]}
