@@ -28,7 +28,7 @@ from . import _checks
 from ._extras import require
 from ._files import locked, replacing
 from .attack import TemperaturePGD
-from .data import Data
+from .data import Data, as_data
 from .prepare import PRECISIONS, PROBE, Cast, Precision, choose_precision, evaluating
 
 logger = logging.getLogger(__name__)
@@ -281,6 +281,47 @@ def find_team(accelerator: Any, device: torch.device) -> tuple[Team, torch.devic
     if accelerator is None:
         return Alone(), device
     return accelerator, accelerator.device
+
+
+class Place(NamedTuple):
+    """On what and where a model is trained; ``folder`` is for checkpoint, weights and history, or None."""
+
+    data: Data
+    validation: Data | None
+    team: Team
+    device: torch.device
+    folder: Path | None
+
+
+def settle_place(
+    model: nn.Module,
+    data: Any,
+    validation: Any,
+    *,
+    accelerator: Any,
+    device: str | torch.device | None,
+    out: str | os.PathLike[str] | None,
+) -> Place:
+    """Read the data, find the processes that train together, and move the model to its device.
+
+    Args:
+        model: moved there; where it is if ``device`` is None.
+        data: anything :func:`art_logits.data.as_data` takes.
+        validation: the same, or None.
+        accelerator: as :func:`find_team` takes it.
+        device: of a single process.
+        out: the folder, or None.
+
+    Raises:
+        TypeError: data of another kind.
+        ValueError: data out of their range.
+        ImportError: there are several processes, and Accelerate is not installed.
+    """
+    train, held_out = as_data(data), None if validation is None else as_data(validation)
+    asked = next(model.parameters()).device if device is None else torch.device(device)
+    team, where = find_team(accelerator, asked)
+    model.to(where)
+    return Place(train, held_out, team, where, None if out is None else Path(out))
 
 
 # ----------------------------------------------------------------------------------------------------------
