@@ -30,6 +30,7 @@ from ._files import locked, replacing
 from .attack import TemperaturePGD
 from .data import Data, as_data
 from .prepare import PRECISIONS, PROBE, Cast, Precision, choose_precision, evaluating
+from .pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -592,8 +593,10 @@ class TrainingRun:
             return
         if self.is_main:
             save_file = require("safetensors.torch", extra="evaluate").save_file
+            # Of a library's network its own keys, which load_model and the library read.
+            net = self.model.network if isinstance(self.model, Pretrained) else self.model
             with replacing(self.out / WEIGHTS) as path:
-                save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, path)
+                save_file({name: t.contiguous() for name, t in net.state_dict().items()}, path)
             with replacing(self.out / HISTORY) as path:
                 path.write_text(
                     json.dumps({"recipe": self.recipe.to_json(), "epochs": self.history.rows}, indent=1)

@@ -18,6 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,14 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_logits.distill import distill
-from art_logits.models import DigitsNet, convnet_cifar
+from art_logits.models import DigitsNet, convnet
 from art_logits.plugins.art import DistillationTrainer
 
 Run = Callable[[], object]
-EPOCHS = 4
+EPOCHS = 8
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {
     "digits convnet, 1x8x8, batches of 64": (DigitsNet, (1, 8, 8), 64, 1280),
-    "CIFAR convnet, 3x32x32, batches of 64": (convnet_cifar, (3, 32, 32), 64, 256),
+    "convnet of width 16, 3x32x32, batches of 64": (partial(convnet, width=16), (3, 32, 32), 64, 128),
 }
 
 

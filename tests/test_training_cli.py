@@ -165,7 +165,19 @@ def test_a_network_of_a_library_has_the_data_s_classes(
     out = tmp_path / "student"
     chosen = ["--data", colour, "--model", f"{NET}:weights=none", "--method", "standard", *QUICK]
     assert run(capsys, *chosen, "--steps", "1", "--out", str(out))[0] == 0
-    assert load_file(out / "model.safetensors")["network.fc.weight"].shape[0] == 3
+    assert load_file(out / "model.safetensors")["fc.weight"].shape[0] == 3
+    evaluated = [
+        "--data",
+        colour,
+        "--model",
+        f"{NET}:num_classes=3",
+        "--attack",
+        "pgd:steps=1",
+        "--eps",
+        "0.1",
+    ]
+    evaluated += ["--checkpoint", str(out / "model.safetensors"), "--out", str(tmp_path / "report")]
+    assert main(["evaluate", *evaluated]) == 0
     data = load_data(colour, split="train")
     first, again, other = (new_model(f"{NET}:weights=none", seed, data).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
