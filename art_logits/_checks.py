@@ -51,6 +51,17 @@ def integer(name: str, value: object, *, at_least: int) -> int:
     return int(value)
 
 
+def level(value: float) -> float:
+    """Return the coverage of an interval, in ``(0, 1)``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 < value < 1:
+        raise ValueError(f"level: expected a coverage between 0 and 1, got {value}")
+    return value
+
+
 def boolean(name: str, value: object) -> bool:
     """Return ``value`` if it is a bool.
 

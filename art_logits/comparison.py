@@ -19,7 +19,7 @@ from art_logits._extras import require
 from art_logits._files import write_atomically
 from art_logits._page import COLOURS, Picture, Row, Table, draw, fill, folded
 from art_logits._provenance import name_of, provenance
-from art_logits._text import aligned, middle, percent, points, points_span, printable
+from art_logits._text import aligned, middle, percent, points, points_span, printable, span
 from art_logits.analysis import Comparison, compare
 from art_logits.records import Records
 
@@ -203,13 +203,15 @@ def _ranks(comparison: Comparison) -> str:
     ranks = comparison.ranks
     if np.isnan(ranks.spearman):
         return "rank correlation of the classes: not defined"
-    interval = (
-        ""
-        if np.isnan(ranks.spearman_low)
-        else f", 95 % {ranks.spearman_low:.2f} to {ranks.spearman_high:.2f}"
-    )
-    rho, tau = f"Spearman {ranks.spearman:.2f}{interval}", f"Kendall {ranks.kendall:.2f}"
-    return f"rank correlation of the classes: {rho}; {tau}"
+    values = {
+        "Spearman": (ranks.spearman, ranks.spearman_low, ranks.spearman_high),
+        "Kendall": (ranks.kendall, ranks.kendall_low, ranks.kendall_high),
+    }
+    words = [
+        f"{name} {value:.2f}" + ("" if np.isnan(low) else f", 95 % {span(low, high)}")
+        for name, (value, low, high) in values.items()
+    ]
+    return f"rank correlation of the classes: {'; '.join(words)}"
 
 
 def _sentence(name: str, comparison: Comparison, baseline: str) -> str:

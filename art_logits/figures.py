@@ -399,23 +399,22 @@ def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: P
     Args:
         report: of :func:`~art_logits.analysis.classwise_report`.
         ax: where to draw; a new figure if None.
-        palette: the strongest attack has the colour ``robust``, the others ``clean``.
+        palette: the last attack has the colour ``robust``, the others ``clean``, told apart by their dashes:
+            an attack looks the same for every model.
 
     Returns:
         The axes.
     """
     ax = _axes(ax, PANEL)
-    weak_to_strong = sorted(report.attack_accuracies, key=lambda name: -report.attack_accuracies[name])
     last = max((float(curve.forwards[-1]) for curve in report.strength.values()), default=0.0)
-    for rank, name in enumerate(weak_to_strong):
-        curve = report.strength[name]
-        strongest = rank == len(weak_to_strong) - 1
+    for rank, (name, curve) in enumerate(report.strength.items()):
+        newest = rank == len(report.strength) - 1
         ax.plot(
             [*curve.forwards, last],
             100 * np.append(curve.standing, curve.standing[-1]),
             drawstyle="steps-post",
-            color=palette.robust if strongest else palette.clean,
-            linestyle="-" if strongest else _DASHES[rank % len(_DASHES)],
+            color=palette.robust if newest else palette.clean,
+            linestyle="-" if newest else _DASHES[rank % len(_DASHES)],
             label=middle(printable(name), 32),
         )
     ax.axhline(100 * report.robust_accuracy, color=_ink(), linewidth=1, linestyle="--", alpha=0.7)

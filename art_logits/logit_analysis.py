@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from art_logits import _checks
 from art_logits._extras import require
 from art_logits.analysis import LogitReport, Samples, logit_report
 from art_logits.functional.classwise import ratio
@@ -65,8 +66,7 @@ def reference_differences(
     Raises:
         ValueError: there is no reference, or ``level`` is outside ``(0, 1)``.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+    _checks.level(level)
     samples = _with_reference(records, logit).samples
     if not by_class:
         return _differences(samples, slice(None), level, seed)

@@ -80,7 +80,9 @@ def test_the_ranks_of_the_classes_are_compared(random_table):
     a, b = Records(random_table(200, 8)), Records(random_table(200, 8))
     comparison = compare(a, b)
     assert comparison.ranks == rank_correlation(comparison.robust_a, comparison.robust_b)
-    assert "Spearman 1.00, 95 % 1.00 to 1.00; Kendall 1.00" in format_comparison({"b": comparison}, "a")
+    assert "Spearman 1.00, 95 % 1.00 to 1.00; Kendall 1.00, 95 % 1.00 to 1.00" in format_comparison(
+        {"b": comparison}, "a"
+    )
 
 
 def test_text_of_many_classes_shows_those_that_changed_most(make_table):

@@ -138,7 +138,12 @@ def test_strength_falls_from_the_clean_to_the_robust_accuracy(records, ax):
     # 21 forward passes per sample and attack; both attacks leave four of six.
     assert first.get_xdata().tolist() == [0, 21, 21, 21]
     assert first.get_ydata() == pytest.approx([100, 400 / 6, 400 / 6, 400 / 6])
-    assert {first.get_label(), second.get_label()} == {"pgd", "tpgd"}
+    assert [first.get_label(), second.get_label()] == ["pgd", "tpgd"]
+    # The same in the figure of the reference, whatever is the stronger one there.
+    again = report.reference.plot_strength(Figure().subplots()).lines
+    for line, other, colour in zip((first, second), again, figures.PALETTE, strict=False):
+        assert (line.get_label(), line.get_color()) == (other.get_label(), colour)
+        assert other.get_color() == colour
     assert everything.get_ydata() == pytest.approx([50, 50])
 
 

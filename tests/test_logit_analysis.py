@@ -48,6 +48,18 @@ def test_difference_intervals_are_paired_and_near_those_of_students_t(records):
     assert narrow.loc[("clean", "margin"), "low"] > row["low"]
 
 
+def test_differences_of_every_quantity_are_those_of_pandas(records):
+    samples = logit_report(records).sample_frame().drop(columns="class").astype(float)
+    rows = reference_differences(records).set_index(["condition", "quantity"])
+    assert len(rows) == 2 * len(LOGIT_QUANTITIES)
+    for (condition, quantity), row in rows.iterrows():
+        change = samples[f"model.{condition}.{quantity}"] - samples[f"reference.{condition}.{quantity}"]
+        assert row["difference"] == pytest.approx(change.mean(), rel=1e-5)
+        # Percentiles of a bootstrap of 80 samples are about 1.96 standard errors away.
+        assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * change.sem(), rel=0.12)
+        assert row["low"] < row["difference"] < row["high"]
+
+
 def test_difference_of_one_sample_without_an_attack(make_table):
     frame = reference_differences(Records(make_table([0], [A], {}, reference=([B], {}))))
     assert set(frame["condition"]) == {"clean"}
@@ -86,6 +98,10 @@ def test_confidence_correlation_matches_scipy(records):
     for condition in ("clean", "adversarial"):
         pair = [samples[model][condition]["confidence"] for model in ("model", "reference")]
         assert frame.loc[condition, "spearman"] == pytest.approx(stats.spearmanr(*pair).statistic)
+        assert frame.loc[condition, "kendall"] == pytest.approx(stats.kendalltau(*pair).statistic)
+        for kind in ("spearman", "kendall"):
+            row = frame.loc[condition]
+            assert row[f"{kind}_low"] < row[kind] < row[f"{kind}_high"]
         assert frame.loc[condition, "n"] == 80
 
 
@@ -212,6 +228,20 @@ def test_statistics_by_class_by_hand(make_table):
     assert absent.drop("n").isna().all()
     reference = class_statistics(Records(table), "reference").set_index(["condition", "quantity", "class"])
     assert reference.loc[("clean", "max_logit", "0"), "mean"] == 1.5
+
+
+def test_statistics_by_class_are_those_of_pandas(records):
+    samples = logit_report(records).sample_frame()
+    groups = samples.astype(dict.fromkeys(samples.columns.drop("class"), float)).groupby("class")
+    for model in ("model", "reference"):
+        for row in class_statistics(records, model).itertuples():
+            values = groups.get_group(row._1)[f"{model}.{row.condition}.{row.quantity}"]
+            assert row.n == len(values)
+            found, expected = (
+                [row.mean, row.q05, row.q50, row.q95],
+                [values.mean(), *values.quantile([0.05, 0.5, 0.95])],
+            )
+            assert found == pytest.approx(expected)
 
 
 def test_statistics_by_class_without_attacks_are_clean_ones(make_table):

@@ -307,6 +307,9 @@ def test_page_of_many_classes_draws_the_worst_and_folds_the_rest(random_table):
     assert "The 40 worst classes." in page.text
     assert "The worst classes, each with the one that it is most often taken for. Rows: label." in page.text
     assert "The 15 worst and the 5 best of 61 classes; all of them below." in page.text
+    # The heat map of 20 classes, and nothing else, is scrolled where the page is narrow.
+    wide = [each for tag, each in page.tags if tag == "svg" and "min-width" in each["style"]]
+    assert [each["aria-label"].split(",")[0] for each in wide] == ["Heat map of 20 classes"]
     assert "Classes: all 61 rows" in page.text
     assert "AUROC by class: all 61 rows" in page.text
     assert "Gains by class, in points: all 61 rows" in page.text

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from art_logits import _checks
 from art_logits._extras import require
 
 if TYPE_CHECKING:
@@ -324,13 +325,8 @@ def _present(values: ArrayLike) -> Floats:
     return array[~np.isnan(array)]
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
-
-
 def _check_counts(hits: ArrayLike, support: ArrayLike, level: float) -> tuple[Floats, Floats]:
-    _check_level(level)
+    _checks.level(level)
     count, total = np.asarray(hits, dtype=np.float64), np.asarray(support, dtype=np.float64)
     if np.any(count != np.floor(count)) or np.any(total != np.floor(total)):
         raise ValueError("hits, support: expected whole numbers of samples, got fractions")
@@ -433,7 +429,7 @@ def paired_difference_interval(
     >>> round(float(low), 3), round(float(high), 3)
     (-0.508, -0.013)
     """
-    _check_level(level)
+    _checks.level(level)
     first, second, n = (np.asarray(values, dtype=np.float64) for values in (only_a, only_b, support))
     if np.any(first < 0) or np.any(second < 0) or np.any(first + second > n):
         raise ValueError("only_a, only_b: expected counts from 0 that sum to at most support, got others")

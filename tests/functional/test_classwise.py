@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,16 @@ def test_holm_by_hand():
 
 def test_holm_does_not_count_tests_that_were_not_made():
     assert classwise.holm([np.nan, 0.02, 0.9]) == pytest.approx([np.nan, 0.04, 0.9], nan_ok=True)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_with_bonferronis(p_values):
+    """A hypothesis falls if every set of hypotheses that holds it does, by Bonferroni's test of the set."""
+    each = range(len(p_values))
+    sets = [chosen for size in each for chosen in itertools.combinations(each, size + 1)]
+    local = {chosen: min(1.0, len(chosen) * min(p_values[i] for i in chosen)) for chosen in sets}
+    expected = [max(p for chosen, p in local.items() if i in chosen) for i in each]
+    assert classwise.holm(p_values) == pytest.approx(expected)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
