@@ -47,6 +47,7 @@ from art.estimators.classification import (
     TensorFlowV2Classifier,
 )
 from art.estimators.classification.scikitlearn import ScikitlearnLogisticRegression
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
 from art_logits.prepare import evaluating
@@ -264,11 +265,22 @@ class TorchLogits(nn.Module):
 
     def _preprocessed(self, inputs: Tensor) -> Tensor:
         prepared: Tensor
+        if self.training and not inputs.requires_grad and self._standardises_nothing():
+            # As a training loop by hand. Elsewhere a copy keeps the caller's inputs from layers in place.
+            return inputs
         if self.classifier.all_framework_preprocessing:
             prepared, _ = self.classifier._apply_preprocessing(inputs, y=None, fit=False, no_grad=False)
         else:
             prepared = _NumpyPreprocessing.apply(inputs, self.classifier)
         return prepared
+
+    def _standardises_nothing(self) -> bool:
+        """Whether all the preprocessing is ART's default: mean 0 and standard deviation 1."""
+        return all(
+            isinstance(operation, StandardisationMeanStdPyTorch)
+            and bool(np.all(operation.mean == 0) and np.all(operation.std == 1))
+            for operation in self.classifier.preprocessing_operations
+        )
 
 
 class _NumpyPreprocessing(torch.autograd.Function):

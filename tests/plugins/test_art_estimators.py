@@ -39,6 +39,7 @@ from art_logits.plugins.art.estimators import (
     PROBABILITIES,
     ClassGradientLogits,
     Quantities,
+    TorchLogits,
     check,
     is_torch,
     logits_of,
@@ -425,3 +426,24 @@ def test_an_ensemble_of_unknown_things_is_refused() -> None:
     ensemble._classifiers = [keras]
     with pytest.raises(TypeError, match="with a member that does not return logits, KerasClassifier"):
         TemperaturePGD(ensemble)
+
+
+@pytest.mark.parametrize("preprocessing", [(0.0, 1.0), (0.5, 1.0), (np.zeros((1, 1, 1)), np.ones((1, 1, 1)))])
+def test_only_training_goes_without_a_preprocessing_that_changes_nothing(preprocessing: Any) -> None:
+    """Elsewhere the network gets a copy: its first layer may work in place."""
+    seen = []
+
+    class Seen(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(inputs)
+            return inputs.flatten(1)
+
+    classifier = PyTorchClassifier(Seen(), nn.CrossEntropyLoss(), (1, 2, 2), 4, preprocessing=preprocessing)
+    logits, inputs = TorchLogits(classifier), torch.rand(3, 1, 2, 2)
+    logits.train()(inputs)
+    logits.eval()(inputs)
+    logits.train()(inputs.clone().requires_grad_())
+    nothing = float(np.sum(preprocessing[0])) == 0
+    assert [other is inputs for other in seen] == [nothing, False, False]
+    for other in seen:
+        torch.testing.assert_close(other, inputs if nothing else inputs - 0.5)
