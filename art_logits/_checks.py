@@ -51,6 +51,17 @@ def integer(name: str, value: object, *, at_least: int) -> int:
     return int(value)
 
 
+def level(value: float) -> float:
+    """Return the coverage of an interval, in ``(0, 1)``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 < value < 1:
+        raise ValueError(f"level: expected a coverage between 0 and 1, got {value}")
+    return value
+
+
 def boolean(name: str, value: object) -> bool:
     """Return ``value`` if it is a bool.
 
@@ -154,12 +165,16 @@ def inputs(
         )
     if value.ndim < 2 or value.numel() == 0:
         raise ValueError(f"inputs must be a non-empty batch (N, ...), got shape {tuple(value.shape)}")
-    if bool(value.isnan().any()):
+    smallest, largest = value.detach().aminmax()  # a NaN is both
+    if bool(smallest.isnan()):
         raise ValueError("inputs must not contain NaN")
     low, high = (torch.as_tensor(limit, dtype=value.dtype, device=value.device) for limit in limits)
-    if bool(((value < low) | (value > high)).any()):
+    # Masks of all elements, which whole data sets come here for, only where the limits ask for them.
+    one_for_all = low.ndim == high.ndim == 0
+    outside = (smallest < low) | (largest > high) if one_for_all else (value < low) | (value > high)
+    if bool(outside.any()):
         span = f"[{float(low.min()):g}, {float(high.max()):g}]"
-        found = f"[{float(value.min()):g}, {float(value.max()):g}]"
+        found = f"[{float(smallest):g}, {float(largest):g}]"
         raise ValueError(f"inputs must lie within bounds {span}, got values in {found}: {remedy}")
     return value.detach()
 

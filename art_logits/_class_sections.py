@@ -104,8 +104,8 @@ def _number(value: float) -> str:
 def transition_section(classes: ClasswiseReport) -> dict[str, Any]:
     """Who is taken for whom, and which classes form groups."""
     shown, groups = figures.matrix_classes(classes)
-    few = len(classes.class_names) <= figures.MAX_CELLS
-    which = "" if few else f"The {figures.MAX_CELLS} worst classes. "
+    few = len(shown) == np.count_nonzero(classes.support)
+    which = "" if few else "The worst classes, each with the one that it is most often taken for. "
     picture = draw(
         "confusion",
         figures.matrix_size(len(shown)),
@@ -297,7 +297,7 @@ def _diagnostic_cells(records: Records, attack: str, model: ModelName) -> list[s
 
 def _lost_in_rounding(records: Records, prefix: str) -> str:
     """Successes that are none any more once the inputs are rounded to 8 bits; older records do not know."""
-    if f"{prefix}.success_8bit" not in records.table.column_names:
+    if f"{prefix}.success_8bit" not in records.columns:
         return "-"
     lost = records.column(f"{prefix}.success") & ~records.column(f"{prefix}.success_8bit")
     return str(int(lost.sum()))

@@ -207,7 +207,9 @@ def fall_section(records: Records, logit: LogitReport) -> dict[str, Any] | None:
     if not records.attacks:
         return None
     models: list[ModelName] = ["model", "reference"] if records.has_reference else ["model"]
-    frames = {model: fall_predictors(records, model, logit=logit) for model in models}
+    frames = {
+        model: fall_predictors(records, model, by_class=model == "model", logit=logit) for model in models
+    }
     labels = figures.QUANTITY_LABELS
     overall = [
         Row(label, [_fixed(frame[quantity].iloc[0]) for frame in frames.values()])

@@ -37,6 +37,7 @@ _THEME = {_INK: "currentColor", COLOURS.clean: "var(--clean)", COLOURS.robust: "
 FOLD = 60
 """Rows that a table shows at once; of a longer one the ends are shown, and the whole is folded away."""
 _FIRST, _LAST = 15, 5
+_LARGE = 40  # rem: a heat map of more than 14 classes
 
 
 class Row(NamedTuple):
@@ -140,8 +141,10 @@ def _svg(figure: Figure, description: str) -> markupsafe.Markup:
     view = re.search(r'viewBox="[^"]*"', svg)
     body = svg[svg.index(">") + 1 :]
     width = 1.35 * figure.get_figwidth() * 72 / 16
-    head = markupsafe.Markup('<svg role="img" aria-label="{}" style="max-width:{:.1f}rem" {}>').format(
-        description, width, markupsafe.Markup(view.group() if view else "")
+    # A large one is scrolled on a phone, where it could not be read in the page's width.
+    least = f";min-width:{0.7 * width:.1f}rem" if width > _LARGE else ""
+    head = markupsafe.Markup('<svg role="img" aria-label="{}" style="max-width:{:.1f}rem{}" {}>').format(
+        description, width, least, markupsafe.Markup(view.group() if view else "")
     )
     return head + markupsafe.Markup(body)
 

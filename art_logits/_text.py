@@ -64,6 +64,15 @@ def middle(text: str, limit: int) -> str:
     return f"{head}…{tail}"
 
 
+def shortened(text: str, limit: int = 80) -> str:
+    """``text`` in at most ``limit`` characters.
+
+    >>> shortened("a long reason", limit=7)
+    'a long…'
+    """
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def aligned(rows: list[list[str]]) -> list[str]:
     """Rows of cells as lines of one width: the first column to the left, the others to the right.
 
@@ -89,6 +98,15 @@ def points(value: float) -> str:
     ('+12.5', '-50.0')
     """
     return "-" if np.isnan(value) else f"{100 * value:+.1f}"
+
+
+def points_span(low: float, high: float) -> str:
+    """An interval of a difference in percentage points; a dash for NaN.
+
+    >>> points_span(-0.5, 0.125)
+    '-50.0 to +12.5'
+    """
+    return "-" if np.isnan(low) else f"{points(low)} to {points(high)}"
 
 
 def span(low: float, high: float) -> str:

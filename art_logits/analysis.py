@@ -73,8 +73,6 @@ LOGIT_QUANTITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProx
 """Per-sample quantities of a logit report, each ``(N, C), (N,) -> (N,)``."""
 
 _SUMMARY_QUANTITIES = ("max_logit", "logit_gap", "margin", "confidence")
-# Rows at a time: keeps the float32 copies of 1000-class logits below 20 MB.
-_BLOCK = 4096
 
 
 class WorstClass(NamedTuple):
@@ -458,12 +456,15 @@ class Comparison(Tabular):
         support: shared samples per class.
         robust_a: robust accuracy of the first, per class.
         robust_b: of the second.
+        difference_low: lower end of the 95 % interval of :attr:`difference`, per class
+            (:func:`~art_logits.functional.classwise.paired_difference_interval`).
+        difference_high: upper end.
         only_a: samples that are robust in the first only, per class.
         only_b: in the second only.
         p_values: exact McNemar test per class, not corrected; NaN for a class without samples.
         p_holm: the same after Holm's correction over the classes.
-        overall: the same over all classes: ``support, robust_a, robust_b, difference, only_a, only_b,
-            p_value``.
+        overall: the same over all classes: ``support, robust_a, robust_b, difference, difference_low,
+            difference_high, only_a, only_b, p_value``.
         ranks: rank correlation of the classes' robust accuracies: are the same classes weak in both?
     """
 
@@ -471,6 +472,8 @@ class Comparison(Tabular):
     support: NDArray[np.int64]
     robust_a: Floats
     robust_b: Floats
+    difference_low: Floats
+    difference_high: Floats
     only_a: NDArray[np.int64]
     only_b: NDArray[np.int64]
     p_values: Floats
@@ -493,7 +496,8 @@ class Comparison(Tabular):
         """One row per class.
 
         Returns:
-            Columns ``class, support, robust_a, robust_b, difference, only_a, only_b, p_value, p_holm``.
+            Columns ``class, support, robust_a, robust_b, difference, difference_low, difference_high, only_a,
+            only_b, p_value, p_holm``.
         """
         frame: pd.DataFrame = pd.DataFrame(
             {
@@ -502,6 +506,8 @@ class Comparison(Tabular):
                 "robust_a": self.robust_a,
                 "robust_b": self.robust_b,
                 "difference": self.difference,
+                "difference_low": self.difference_low,
+                "difference_high": self.difference_high,
                 "only_a": self.only_a,
                 "only_b": self.only_b,
                 "p_value": self.p_values,
@@ -668,11 +674,9 @@ def _quantities(records: Records, column: str) -> dict[str, NDArray[np.float32]]
 
 
 def _blocks(records: Records, column: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    values, labels = records.column(column), records.column("label")
-    for start in range(0, len(records), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        # A copy per block: columns are read-only views of Arrow's memory, which torch does not know.
-        yield rows, torch.from_numpy(values[rows].copy()), torch.from_numpy(labels[rows].copy())
+    for rows, (values, labels) in records.blocks(column, "label"):
+        # Copies: columns are read-only views of Arrow's memory, which torch does not know.
+        yield rows, torch.from_numpy(values.copy()), torch.from_numpy(labels.copy())
 
 
 def compare(a: Records, b: Records) -> Comparison:
@@ -683,8 +687,8 @@ def compare(a: Records, b: Records) -> Comparison:
         b: the second.
 
     Returns:
-        Robust accuracies under every attack, their difference (``b - a``), discordant samples and exact
-        McNemar tests, per class (Holm-corrected) and overall.
+        Robust accuracies under every attack, their difference (``b - a``) with its interval, discordant
+        samples and exact McNemar tests, per class (Holm-corrected) and overall.
 
     Raises:
         ValueError: the data differ (hash, classes, or labels of shared samples), no sample is shared, or a
@@ -730,11 +734,15 @@ def _comparison(
     )
     total_a, total_b = int(only_a.sum()), int(only_b.sum())
     robust_a, robust_b = classwise.ratio(counts_a, support), classwise.ratio(counts_b, support)
+    low, high = classwise.paired_difference_interval(only_a, only_b, support)
+    total_low, total_high = classwise.paired_difference_interval(total_a, total_b, len(labels))
     return Comparison(
         class_names=tuple(records.class_names),
         support=support,
         robust_a=robust_a,
         robust_b=robust_b,
+        difference_low=low,
+        difference_high=high,
         only_a=only_a,
         only_b=only_b,
         p_values=p_values,
@@ -744,6 +752,8 @@ def _comparison(
             "robust_a": float(in_a.mean()),
             "robust_b": float(in_b.mean()),
             "difference": float(in_b.mean() - in_a.mean()),
+            "difference_low": float(total_low),
+            "difference_high": float(total_high),
             "only_a": total_a,
             "only_b": total_b,
             "p_value": classwise.mcnemar(total_a, total_b),

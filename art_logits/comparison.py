@@ -19,7 +19,7 @@ from art_logits._extras import require
 from art_logits._files import write_atomically
 from art_logits._page import COLOURS, Picture, Row, Table, draw, fill, folded
 from art_logits._provenance import name_of, provenance
-from art_logits._text import aligned, middle, percent, points, printable
+from art_logits._text import aligned, middle, percent, points, points_span, printable, span
 from art_logits.analysis import Comparison, compare
 from art_logits.records import Records
 
@@ -39,7 +39,8 @@ __all__ = [
 
 _MAX_TERMINAL_ROWS = 50
 _LEVEL = 0.05
-_HEADS = ["class", "n", "baseline", "this run", "difference", "only baseline", "only this", "p", "p (Holm)"]
+_HEADS = ["class", "n", "baseline", "this run", "difference", "95 %"]
+_HEADS += ["only baseline", "only this", "p", "p (Holm)"]
 
 
 def compare_all(runs: Mapping[str, Records]) -> dict[str, Comparison]:
@@ -189,9 +190,9 @@ def _overall(comparison: Comparison) -> list[str]:
 
 
 def _cells(*values: Any) -> list[str]:
-    support, first, second, difference, only_first, only_second, p, holm = values
-    counts = [str(int(only_first)), str(int(only_second))]
-    return [str(int(support)), percent(first), percent(second), points(difference), *counts, _p(p), _p(holm)]
+    support, first, second, difference, low, high, only_first, only_second, p, holm = values
+    change = [percent(first), percent(second), points(difference), points_span(low, high)]
+    return [str(int(support)), *change, str(int(only_first)), str(int(only_second)), _p(p), _p(holm)]
 
 
 def _p(value: float) -> str:
@@ -202,21 +203,24 @@ def _ranks(comparison: Comparison) -> str:
     ranks = comparison.ranks
     if np.isnan(ranks.spearman):
         return "rank correlation of the classes: not defined"
-    interval = (
-        ""
-        if np.isnan(ranks.spearman_low)
-        else f", 95 % {ranks.spearman_low:.2f} to {ranks.spearman_high:.2f}"
-    )
-    rho, tau = f"Spearman {ranks.spearman:.2f}{interval}", f"Kendall {ranks.kendall:.2f}"
-    return f"rank correlation of the classes: {rho}; {tau}"
+    values = {
+        "Spearman": (ranks.spearman, ranks.spearman_low, ranks.spearman_high),
+        "Kendall": (ranks.kendall, ranks.kendall_low, ranks.kendall_high),
+    }
+    words = [
+        f"{name} {value:.2f}" + ("" if np.isnan(low) else f", 95 % {span(low, high)}")
+        for name, (value, low, high) in values.items()
+    ]
+    return f"rank correlation of the classes: {'; '.join(words)}"
 
 
 def _sentence(name: str, comparison: Comparison, baseline: str) -> str:
     overall = comparison.overall
+    interval = points_span(overall["difference_low"], overall["difference_high"])
     return (
         f"{name} is robust on {percent(overall['robust_b'])} of {overall['support']} shared samples, "
         f"{baseline} on {percent(overall['robust_a'])}: {points(overall['difference'])} points "
-        f"(McNemar p {_p(overall['p_value'])})."
+        f"(95 % interval {interval}, McNemar p {_p(overall['p_value'])})."
     )
 
 

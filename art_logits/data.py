@@ -62,6 +62,7 @@ class Data:
         bounds: lower and upper limit of the inputs.
         positions: ``(N,)`` what to ask the source for; default ``0 .. N-1``.
         notes: what a reader of results on these data must know, by a short code.
+        checked: whether all that the source can give is known to be as it must; else each batch is looked at.
 
     Raises:
         TypeError: labels or ids that are not integers.
@@ -85,6 +86,7 @@ class Data:
         bounds: tuple[float, float] = (0.0, 1.0),
         positions: Tensor | None = None,
         notes: Mapping[str, str] | None = None,
+        checked: bool = False,
     ) -> None:
         self.name = name
         self.notes = dict(notes or {})
@@ -95,9 +97,9 @@ class Data:
         if len(np.unique(self.ids.numpy())) != count:
             raise ValueError("sample_ids must be distinct, got repeated ones")
         self.default_eps = dict(default_eps)
-        _checks.bounds(bounds)
+        self._limits = _checks.bounds(bounds)
         self.bounds = (float(bounds[0]), float(bounds[1]))
-        self._source = source
+        self._source, self._checked = source, checked
         self._positions = torch.arange(count) if positions is None else positions
 
     def __len__(self) -> int:
@@ -123,7 +125,9 @@ class Data:
         chosen = (
             indices if isinstance(indices, slice | Tensor) else torch.as_tensor(indices, dtype=torch.int64)
         )
-        inputs = _checks.inputs(self._source(self._positions[chosen]), _checks.bounds(self.bounds))
+        inputs = self._source(self._positions[chosen])
+        if not self._checked:
+            inputs = _checks.inputs(inputs, self._limits)
         return inputs if inputs.dtype == torch.float64 else inputs.float(), self.labels[chosen]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -166,6 +170,7 @@ class Data:
             bounds=self.bounds,
             positions=self._positions[index],
             notes=self.notes,
+            checked=self._checked,
         )
 
     def _balanced(self, n: int, seed: int) -> Array:
@@ -190,6 +195,7 @@ class Data:
             bounds=self.bounds,
             positions=self._positions,
             notes=self.notes,
+            checked=self._checked,
         )
 
     def fingerprint(self) -> str:
@@ -549,6 +555,7 @@ def _pair_data(inputs: Tensor | Array, labels: Tensor | Array, bounds: tuple[flo
         ids=_distinct_hashes(pixels, targets),
         default_eps=_EPS_GRAY if gray else _EPS_COLOUR,
         bounds=bounds,
+        checked=True,
     )
 
 

@@ -257,8 +257,8 @@ def _short(values: Iterable[float]) -> str:
 
 
 def _of_outputs(records: Records, model: ModelName) -> Iterator[Diagnosis]:
-    outputs = records.column(f"{records.prefix(model)}clean_logits")
-    if outputs.min() >= -_ROUNDING and _all_one(outputs):
+    kind = _kind_of_outputs(records, model)
+    if kind == "probabilities":
         yield Diagnosis(
             "probabilities",
             f"The {model}'s outputs are probabilities: nonnegative, and every row sums to 1. A softmax at "
@@ -266,7 +266,7 @@ def _of_outputs(records: Records, model: ModelName) -> Iterator[Diagnosis]:
             "enters the softmax.",
             model,
         )
-    elif outputs.max() <= _ROUNDING and _all_one(np.exp(outputs)):
+    elif kind == "log-probabilities":
         yield Diagnosis(
             "log-probabilities",
             f"The {model}'s outputs are log-probabilities: their exponentials sum to 1 in every row. "
@@ -276,8 +276,25 @@ def _of_outputs(records: Records, model: ModelName) -> Iterator[Diagnosis]:
         )
 
 
+def _kind_of_outputs(records: Records, model: ModelName) -> str | None:
+    """Which normalised outputs the logits of all samples are; None for logits."""
+    possible = {"probabilities": _are_probabilities, "log-probabilities": _are_log_probabilities}
+    for _, (outputs,) in records.blocks(f"{records.prefix(model)}clean_logits"):
+        possible = {kind: test for kind, test in possible.items() if test(outputs)}
+        if not possible:
+            return None
+    return next(iter(possible))
+
+
+def _are_probabilities(rows: NDArray[np.float32]) -> bool:
+    return bool(rows.min() >= -_ROUNDING) and _all_one(rows)
+
+
+def _are_log_probabilities(rows: NDArray[np.float32]) -> bool:
+    return bool(rows.max() <= _ROUNDING) and _all_one(np.exp(rows))
+
+
 def _all_one(rows: NDArray[np.float32]) -> bool:
-    # Only the sums in float64: of 1000 classes a copy of the rows would double what a report takes.
     return bool((np.abs(rows.sum(axis=1, dtype=np.float64) - 1) <= _ROUNDING).all())
 
 
@@ -325,7 +342,7 @@ def _above_clean(records: Records, model: ModelName, attack: str, whose: str) ->
 
 def _rounding(records: Records, model: ModelName, attack: str, whose: str) -> Iterator[Diagnosis]:
     prefix = f"{records.prefix(model)}{attack}"
-    if f"{prefix}.success_8bit" not in records.table.column_names:
+    if f"{prefix}.success_8bit" not in records.columns:
         return  # records of an earlier version
     fooled = records.correct(model) & records.column(f"{prefix}.success")
     gone = int((fooled & ~records.column(f"{prefix}.success_8bit")).sum())

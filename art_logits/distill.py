@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from . import _checks
 from .attack import TemperaturePGD
-from .data import Data, as_data
+from .data import Data
 from .models import model_hash
 from .objectives import Objective, Views, get_objective
 from .prepare import Cast, Precision, evaluating
@@ -40,9 +40,9 @@ from .training_loop import (
     LoopRecipe,
     Source,
     TrainingRun,
-    find_team,
     kl_divergence,
     pick_precision,
+    settle_place,
     training_attack,
 )
 from .transforms import Compose, TeacherLogits, Transform, as_transform, transform_config
@@ -520,12 +520,8 @@ def distill(
         BlockingIOError: another process is training into ``out``.
     """
     terms = settle(objective, temperature, alpha, attack, transform, class_weights)
-    train, held_out = as_data(data), None if validation is None else as_data(validation)
-    team, where = find_team(
-        accelerator, next(student.parameters()).device if device is None else torch.device(device)
-    )
-    student.to(where)
-    folder = None if out is None else Path(out)
+    place = settle_place(student, data, validation, accelerator=accelerator, device=device, out=out)
+    train = place.data
     recipe = DistillRecipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -534,7 +530,7 @@ def distill(
         weight_decay=weight_decay,
         ema=ema,
         augment=augment,
-        precision=pick_precision(precision, student, train, where, folder if resume else None),
+        precision=pick_precision(precision, student, train, place.device, place.folder if resume else None),
         seed=seed,
         student=type(student).__qualname__,
         teacher=_identity(teacher),
@@ -550,15 +546,15 @@ def distill(
         DataSource(train, recipe.batch_size, recipe.augment),
         recipe,
         data=train,
-        validation=held_out,
+        validation=place.validation,
         validation_attack=terms.attack or training_attack(None, train),
-        device=where,
-        folder=folder,
+        device=place.device,
+        folder=place.folder,
         resume=resume,
         progress=progress,
         optimizer=optimizer,
         scheduler=scheduler,
-        team=team,
+        team=place.team,
     )
 
 

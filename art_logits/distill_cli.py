@@ -90,15 +90,15 @@ def distill(
     from .distill import distill as run
     from .evaluation import resolve_device
     from .models import load_model
-    from .training_cli import inner_attack, load_splits, new_model, say_result
+    from .training_cli import inner_attack, load_splits, new_model, say_result, shape_of
     from .transform_specs import parse_transforms
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     manipulation = parse_transforms(transform or [])
     options = DataOptions(data_dir=data_dir, download=download, resize=resize, crop=crop)
     training_data, held_out = load_splits(data, validation, n_validation, seed, options)
-    source = load_model(teacher, checkpoint=teacher_checkpoint)
-    net, where = new_model(student, seed), resolve_device(device)
+    source = load_model(teacher, checkpoint=teacher_checkpoint, **shape_of(training_data))
+    net, where = new_model(student, seed, training_data), resolve_device(device)
     typer.echo(
         f"distilling {teacher} into {student} by {objective} on {training_data.name} (n={len(training_data)})"
         + "".join(f", {spec}" for spec in transform or [])

@@ -308,12 +308,11 @@ def _conclude(records: Records, folder: Path, *, figures: bool) -> None:
     from .figures import write_figures
     from .report import format_class_table, format_warnings, write_outputs
 
-    write_outputs(records, folder)
+    report = write_outputs(records, folder)
     if figures:
         write_figures(records, folder / "figures")
-    report = records.classwise()
     passes = records.manifest["passes"]["model"]
-    typer.echo(format_class_table(records))
+    typer.echo(format_class_table(records, classes=report))
     typer.echo(
         f"clean accuracy {report.clean_accuracy:.1%}, robust accuracy {report.robust_accuracy:.1%}; "
         f"worst class {report.worst_class.name} at {report.worst_class.robust_accuracy:.1%}, "

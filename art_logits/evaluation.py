@@ -60,6 +60,8 @@ Attacks: TypeAlias = "Attack | str | Sequence[Attack | str] | Mapping[str, Attac
 PART_SIZE = 512
 """Samples per part: what an interruption may cost."""
 
+# What torch says of logits that do not depend on the inputs, with frozen parameters and with others.
+_NO_GRADIENTS = ("does not require grad", "appears to not have been used in the graph")
 _OBSERVED = 16  # samples that a model sees twice before the run
 _TOLERANCE = 1e-5  # relative, on the radius; absolute, on the bounds
 
@@ -129,9 +131,9 @@ def evaluate(
         The records, one row per sample in the order of the data.
 
     Raises:
-        ValueError: for wrong or mismatched arguments, a model whose outputs are no finite logits ``(N, C)``,
-            labels outside them, an attack whose inputs leave its ball or the bounds, or a run in ``out``
-            that differs.
+        ValueError: for wrong or mismatched arguments, a model whose outputs are no finite logits ``(N, C)``
+            or have no gradients for an attack that needs them, labels outside them, an attack whose inputs
+            leave its ball or the bounds, or a run in ``out`` that differs.
         TypeError: for arguments, outputs or adversarial inputs of a wrong type.
         FileExistsError: if ``out`` holds something else, or a run and ``resume`` is false.
         BlockingIOError: if another process is writing to ``out``.
@@ -163,8 +165,9 @@ def evaluate(
         size = PART_SIZE if part_size is None else _checks.integer("part_size", part_size, at_least=1)
         classes = _count_classes(subjects, samples)
         stored = _stored_precisions(out) if resume else {}
-        named = _settled(named, precision or "auto", stored, subjects[0], samples)
-        batches = Batches(_batch_size(batch_size, subjects[0], samples, size))
+        with _gradients_of(subjects[0]):
+            named = _settled(named, precision or "auto", stored, subjects[0], samples)
+            batches = Batches(_batch_size(batch_size, subjects[0], samples, size))
         run = _Run(samples, subjects, named, batches, norm, classes, size)
         names = (model_name, reference_name)
         manifest = {
@@ -337,6 +340,21 @@ def _batch_size(asked: int | str | None, subject: _Subject, data: Data, most: in
         return int(asked)
     device, dtype = subject.home()
     return fitting_batch_size(subject.model, data.batch(slice(0, 2))[0].to(device, dtype), most=most)
+
+
+@contextmanager
+def _gradients_of(subject: _Subject) -> Iterator[None]:
+    """Say what is wrong where a model has no gradients."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # adapters of hosts make ValueErrors
+        if not any(sign in str(error) for sign in _NO_GRADIENTS):
+            raise
+        raise ValueError(
+            f"{subject.role}: expected logits that can be differentiated by the inputs, got some without "
+            "gradients; take torch.no_grad() and detach() out of its forward pass, or attack it without "
+            "gradients (--attack square)"
+        ) from error
 
 
 @contextmanager
@@ -525,7 +543,8 @@ def _attack(
 ) -> dict[str, Any]:
     """Run one attack, check what it returns, and compute its columns; the model's go into the album."""
     inputs, labels, _ = part
-    found = _attacked(run, subject, name, attack, part)
+    with _gradients_of(subject):
+        found = _attacked(run, subject, name, attack, part)
     distance = _checked_distance(attack, name, inputs, found.adv_inputs, run)
     logits = _logits(subject, found.adv_inputs, run.batches, run.classes)
     if subject.role == "model":

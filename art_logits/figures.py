@@ -64,7 +64,7 @@ __all__ = [
 MAX_BARS = 40
 """Classes in a bar chart; of more, the worst."""
 MAX_CELLS = 20
-"""Classes in a heat map; of more, the worst."""
+"""Classes in a heat map; of more, the worst and those that they are taken for."""
 MAX_POINTS = 2000
 """Samples in a scatter plot; of more, this many at equal distances in the records."""
 _BINS = 40
@@ -190,7 +190,10 @@ def plot_classes(
 
 
 def matrix_classes(report: ClasswiseReport, limit: int = MAX_CELLS) -> tuple[list[int], NDArray[np.int64]]:
-    """Rows and columns of :func:`plot_transitions`: the worst classes, those of one group side by side.
+    """Rows and columns of :func:`plot_transitions`, the classes of one group side by side.
+
+    Of more than ``limit`` classes the worst, each with the class that it is most often taken for: the worst
+    alone are rarely taken for each other.
 
     Args:
         report: of :func:`~art_logits.analysis.classwise_report`.
@@ -200,8 +203,22 @@ def matrix_classes(report: ClasswiseReport, limit: int = MAX_CELLS) -> tuple[lis
         Indices of the classes that are drawn (those without samples are not), and the groups ``(C,)`` of all.
     """
     groups = report.groups()
-    worst = worst_first(report.robust, limit)
-    return sorted((i for i in worst if groups[i] >= 0), key=lambda i: (groups[i], i)), groups
+    present = np.flatnonzero(groups >= 0)
+    chosen = present if len(present) <= limit else _worst_with_targets(report, present, limit)
+    return sorted((int(index) for index in chosen), key=lambda index: (groups[index], index)), groups
+
+
+def _worst_with_targets(report: ClasswiseReport, present: NDArray[np.int64], limit: int) -> Iterable[int]:
+    """The worst classes that have samples, each followed by the one that it is most often taken for."""
+    errors = report.confusion[np.ix_(present, present)]
+    errors = errors - np.diag(np.diag(errors))
+    chosen: dict[int, None] = {}
+    for row in np.argsort(report.robust[present], kind="stable"):
+        target = int(errors[row].argmax())
+        for index in (int(row), target) if errors[row, target] else (int(row),):
+            if len(chosen) < limit:
+                chosen[int(present[index])] = None
+    return chosen
 
 
 def plot_transitions(
@@ -215,7 +232,7 @@ def plot_transitions(
     Args:
         report: of :func:`~art_logits.analysis.classwise_report`.
         ax: where to draw; a new figure if None.
-        limit: the most classes; of more, the worst are drawn.
+        limit: the most classes; of more, the worst are drawn, with those that they are taken for.
         palette: colours, of the diagonal and of the errors.
 
     Returns:
@@ -382,23 +399,22 @@ def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: P
     Args:
         report: of :func:`~art_logits.analysis.classwise_report`.
         ax: where to draw; a new figure if None.
-        palette: the strongest attack has the colour ``robust``, the others ``clean``.
+        palette: the last attack has the colour ``robust``, the others ``clean``, told apart by their dashes:
+            an attack looks the same for every model.
 
     Returns:
         The axes.
     """
     ax = _axes(ax, PANEL)
-    weak_to_strong = sorted(report.attack_accuracies, key=lambda name: -report.attack_accuracies[name])
     last = max((float(curve.forwards[-1]) for curve in report.strength.values()), default=0.0)
-    for rank, name in enumerate(weak_to_strong):
-        curve = report.strength[name]
-        strongest = rank == len(weak_to_strong) - 1
+    for rank, (name, curve) in enumerate(report.strength.items()):
+        newest = rank == len(report.strength) - 1
         ax.plot(
             [*curve.forwards, last],
             100 * np.append(curve.standing, curve.standing[-1]),
             drawstyle="steps-post",
-            color=palette.robust if strongest else palette.clean,
-            linestyle="-" if strongest else _DASHES[rank % len(_DASHES)],
+            color=palette.robust if newest else palette.clean,
+            linestyle="-" if newest else _DASHES[rank % len(_DASHES)],
             label=middle(printable(name), 32),
         )
     ax.axhline(100 * report.robust_accuracy, color=_ink(), linewidth=1, linestyle="--", alpha=0.7)

@@ -276,6 +276,7 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     model_dir: str | Path | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """Load the model that a spec names, in eval mode, on the CPU.
 
@@ -293,11 +294,12 @@ def load_model(
         checkpoint: weights for it: ``.safetensors``, or a state dict saved by ``torch.save`` (read with
             ``weights_only=True``). Overrides the weights that the spec's model has.
         num_classes: passed to a factory that has a required parameter of that name, and to a network of a
-            library that gets a checkpoint.
+            library that gets a checkpoint or random weights.
         in_channels: passed to a factory that has a required parameter of that name.
         mean: one value per channel, or one for all, for a factory's model without normalisation inside.
         std: its standard deviations.
         model_dir: folder of RobustBench's checkpoints, in its own layout; default ``models``.
+        seed: of the random weights of a library's network; a factory draws from torch's generator.
 
     Returns:
         The module, in eval mode.
@@ -320,7 +322,7 @@ def load_model(
     _check_statistics(spec, mean, std, is_factory=is_factory)
     if head in LIBRARIES:
         model: nn.Module = load_pretrained(
-            head, rest, with_weights=checkpoint is None, num_classes=num_classes
+            head, rest, with_weights=checkpoint is None, num_classes=num_classes, seed=seed
         )
     elif head == _ZOO:
         model = _from_zoo(spec, rest, model_dir, with_weights=checkpoint is None)

@@ -54,7 +54,8 @@ class Views:
 
     def kl(self, teacher: str, student: str) -> Tensor:
         """``T^2 KL(teacher || student)`` of two views at the distillation temperature, ``(n,)``."""
-        return self.temperature**2 * kl_divergence(self[teacher], self[student], self.temperature)
+        divergence = kl_divergence(self[teacher], self[student], self.temperature)
+        return divergence if self.temperature == 1 else self.temperature**2 * divergence
 
     def cross_entropy(self, student: str) -> Tensor:
         """Cross-entropy of a view with the labels, at T = 1, ``(n,)``."""

@@ -97,7 +97,7 @@ class _Wanted(NamedTuple):
 
 
 def load_pretrained(
-    library: str, text: str, *, with_weights: bool, num_classes: int | None = None
+    library: str, text: str, *, with_weights: bool, num_classes: int | None = None, seed: int = 0
 ) -> Pretrained:
     """Build the network that ``LIBRARY:NAME[:key=value,...]`` names.
 
@@ -109,6 +109,7 @@ def load_pretrained(
         text: what follows the library's name and the colon.
         with_weights: False where a checkpoint will follow.
         num_classes: the data's, for a network that gets other weights than the library's.
+        seed: of random weights.
 
     Returns:
         The network, on the CPU.
@@ -135,7 +136,7 @@ def load_pretrained(
     wanted = _Wanted(spec, name, weights, classes, options.get("input_size"))
     # Random weights that a second run, to resume the first, gets again; the caller's generator stays.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return LIBRARIES[library](wanted)
 
 

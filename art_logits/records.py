@@ -23,7 +23,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,16 +33,26 @@ from numpy.typing import NDArray
 
 from art_logits._extras import require
 from art_logits._files import LOCK, FolderLock, write_atomically
+from art_logits._parts import (
+    PICTURES,
+    ROWS,
+    PartTable,
+    check_alike,
+    finished_parts,
+    is_logits,
+    part_path,
+    read_part,
+    write_part,
+)
+from art_logits._text import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from art_logits.analysis import ClasswiseReport, LogitReport
 else:
     pa = require("pyarrow", extra="evaluate")
-    pq = require("pyarrow.parquet", extra="evaluate")
 
 __all__ = [
     "FORMAT",
@@ -64,13 +74,12 @@ THUMBNAILS_PER_KIND = 6
 ModelName = Literal["model", "reference"]
 
 _MANIFEST = "manifest.json"
-_FOLDER = "records"
-_PICTURES = "thumbnails"
-_PART = re.compile(r"part-(\d{5,})\.parquet")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _ROUNDED = ".success_8bit"
 _RESERVED = ("reference", "clean")
 _DEFAULT_PART_SIZE = 512
+# Rows at a time of what is made from logits: keeps float32 copies of 1000 classes below 20 MB.
+_BLOCK = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -181,7 +190,8 @@ class Records:
     """One row per sample of an evaluation, and the manifest that says how it came about.
 
     Args:
-        table: a ``pyarrow.Table`` with the columns of :func:`records_schema`; further columns are kept.
+        table: a ``pyarrow.Table`` with the columns of :func:`records_schema`; further columns are kept. Or
+            the parts of a run, whose logits stay on disk (:meth:`load`).
         manifest: what was run; ``identity.class_names`` and the hashes in it are read here and in analysis.
         thumbnails: pictures of some of the samples, of :func:`thumbnails_schema`; default none.
 
@@ -192,12 +202,12 @@ class Records:
 
     def __init__(
         self,
-        table: pa.Table,
+        table: pa.Table | PartTable,
         manifest: Mapping[str, Any] | None = None,
         thumbnails: pa.Table | None = None,
     ) -> None:
         _check_table(table)
-        self.table = table
+        self._rows = table
         self.thumbnails = _checked_thumbnails(thumbnails)
         self.manifest: dict[str, Any] = dict(manifest or {})
         names = self._identity.get("class_names")
@@ -227,25 +237,18 @@ class Records:
             ValueError: there are no parts, their columns differ, or the class refuses the result.
         """
         parts = list(tables)
-        if not parts:
-            raise ValueError("tables: expected at least one part, got none; evaluate at least one sample")
-        for index, part in enumerate(parts):
-            if part.schema != parts[0].schema:
-                difference = set(part.schema) ^ set(parts[0].schema)
-                columns = sorted({field.name for field in difference}) or "their order"
-                raise ValueError(
-                    f"tables: expected parts of one schema, but part {index} differs in {columns}"
-                )
-        pictures = pa.concat_tables([thumbnails_schema().empty_table(), *thumbnails])
-        return cls(pa.concat_tables(parts), manifest, pictures.take(best_thumbnails(pictures)))
+        check_alike([part.schema for part in parts])
+        return cls(pa.concat_tables(parts), manifest, _best_of(thumbnails))
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str], *, partial: bool = False) -> Records:
+    def load(cls, directory: str | os.PathLike[str], *, partial: bool = False, lazy: bool = False) -> Records:
         """Read a run from its folder; needs neither the model nor the data.
 
         Args:
             directory: the folder that holds ``manifest.json`` and ``records/``.
             partial: also read a run that was interrupted, as far as it got.
+            lazy: leave the logits on disk and read them part by part whenever they are wanted. For runs with
+                so many samples and classes that they do not fit in memory; the folder must stay as it is.
 
         Returns:
             The records, ordered by part.
@@ -257,7 +260,7 @@ class Records:
         """
         folder = Path(directory)
         manifest = read_manifest(folder)
-        parts = _finished_parts(folder)
+        parts = finished_parts(folder)
         if not manifest.get("complete") and not partial:
             raise ValueError(
                 f"{folder} holds an interrupted run ({len(parts)} finished parts): continue it with "
@@ -266,15 +269,16 @@ class Records:
         if not partial:
             _check_contiguous(folder, parts)
         if not parts:
-            raise ValueError(f"{folder / _FOLDER} holds no finished part; run the evaluation again")
-        records = cls.from_parts(
-            (_read_part(folder, part) for part in sorted(parts)),
-            manifest,
-            (
-                _read_part(folder, part, _PICTURES)
-                for part in sorted(parts & _finished_parts(folder, _PICTURES))
-            ),
-        )
+            raise ValueError(f"{folder / ROWS} holds no finished part; run the evaluation again")
+        paths = [part_path(folder, part) for part in sorted(parts)]
+        pictures = [
+            read_part(part_path(folder, part, PICTURES))
+            for part in sorted(parts & finished_parts(folder, PICTURES))
+        ]
+        if lazy:
+            records = cls(PartTable(paths), manifest, _best_of(pictures))
+        else:
+            records = cls.from_parts((read_part(path) for path in paths), manifest, pictures)
         if not partial:
             _check_rows(folder, records)
         return records
@@ -290,12 +294,13 @@ class Records:
         """
         writer = RecordsWriter(Path(directory), self.manifest, resume=False)
         size = self._identity.get("part_size") or _DEFAULT_PART_SIZE
+        table = self.table
         for part, start in enumerate(range(0, len(self), size)):
-            writer.write(part, self.table.slice(start, size), None if part else self.thumbnails)
+            writer.write(part, table.slice(start, size), None if part else self.thumbnails)
         writer.finish(self.manifest.get("passes", {}))
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._rows.num_rows)
 
     def __repr__(self) -> str:
         models = [str(_dig(self._identity, "model", "name") or "model")]
@@ -306,9 +311,19 @@ class Records:
         return f"Records({len(self)} x {data}, {self.num_classes} classes; {' vs '.join(models)}; {attacks})"
 
     @property
+    def table(self) -> pa.Table:
+        """All columns as one ``pyarrow.Table``; of lazily loaded records it is read anew each time."""
+        return self._rows.read() if isinstance(self._rows, PartTable) else self._rows
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in their order."""
+        return list(self._rows.column_names)
+
+    @property
     def attacks(self) -> list[str]:
         """Names of the attacks, in the order in which they ran."""
-        return _attack_names(self.table.column_names)
+        return _attack_names(self.columns)
 
     @property
     def class_names(self) -> list[str]:
@@ -319,12 +334,12 @@ class Records:
     @property
     def num_classes(self) -> int:
         """``C``, the length of every logit vector."""
-        return int(self.table.schema.field("clean_logits").type.list_size)
+        return int(self._rows.schema.field("clean_logits").type.list_size)
 
     @property
     def has_reference(self) -> bool:
         """Whether a reference model was attacked too."""
-        return "reference.clean_logits" in self.table.column_names
+        return "reference.clean_logits" in self.columns
 
     @property
     def data_hash(self) -> str | None:
@@ -344,15 +359,32 @@ class Records:
         Raises:
             KeyError: there is no such column.
         """
-        if name not in self.table.column_names:
-            raise KeyError(f"name: no column {name!r}; there are {', '.join(self.table.column_names)}")
-        column = self.table.column(name)
-        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        if pa.types.is_fixed_size_list(array.type):
-            flat: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=False)
-            return flat.reshape(len(self), array.type.list_size)
-        values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-        return values
+        return _as_array(self._rows.column(self._known(name)))
+
+    def blocks(self, *names: str) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
+        """Columns piece by piece: what is made from logits row by row need not hold all of them.
+
+        Args:
+            *names: as for :meth:`column`.
+
+        Yields:
+            Which rows, and their values in each column; at most 4096 rows at a time, in order.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        known, start = [self._known(name) for name in names], 0
+        for table in self._rows.parts(known) if isinstance(self._rows, PartTable) else [self._rows]:
+            for offset in range(0, table.num_rows, _BLOCK):
+                piece = table.slice(offset, _BLOCK)
+                rows = slice(start, start + piece.num_rows)
+                yield rows, [_as_array(piece.column(name)) for name in known]
+                start = rows.stop
+
+    def _known(self, name: str) -> str:
+        if name not in self.columns:
+            raise KeyError(f"name: no column {name!r}; there are {', '.join(self.columns)}")
+        return name
 
     def correct(self, model: ModelName = "model") -> NDArray[np.bool_]:
         """Which samples the model gets right without an attack.
@@ -434,8 +466,9 @@ class Records:
             ``N`` rows.
         """
         require("pandas", extra="evaluate")
-        names = [name for name in self.table.column_names if logits or not name.endswith("logits")]
-        frame: pd.DataFrame = self.table.select(names).to_pandas()
+        names = [name for name in self.columns if logits or not is_logits(name)]
+        table = pa.table({name: self._rows.column(name) for name in names})
+        frame: pd.DataFrame = table.to_pandas()
         return frame
 
     def classwise(self) -> ClasswiseReport:
@@ -511,12 +544,12 @@ class RecordsWriter:
 
     def _folders(self) -> list[Path]:
         """The folders of the run, and those around it, from the inside."""
-        return [self.out / _PICTURES, self.out / _FOLDER, self.out, *self.out.parents]
+        return [self.out / PICTURES, self.out / ROWS, self.out, *self.out.parents]
 
     @property
     def finished_parts(self) -> set[int]:
         """Numbers of the parts that are on disk."""
-        return _finished_parts(self.out)
+        return finished_parts(self.out)
 
     def write(self, part: int, table: pa.Table, thumbnails: pa.Table | None = None) -> None:
         """Write one part.
@@ -535,9 +568,9 @@ class RecordsWriter:
         pictures = _checked_thumbnails(thumbnails)
         # First: a part that is finished has its thumbnails.
         if len(pictures):
-            (self.out / _PICTURES).mkdir(exist_ok=True)
-            _write_table(pictures, _part_path(self.out, part, _PICTURES))
-        _write_table(table, _part_path(self.out, part))
+            (self.out / PICTURES).mkdir(exist_ok=True)
+            write_part(pictures, part_path(self.out, part, PICTURES))
+        write_part(table, part_path(self.out, part))
 
     def finish(self, passes: Mapping[str, Any]) -> Records:
         """Check that all parts are there, mark the run as complete, and read it.
@@ -578,7 +611,7 @@ class RecordsWriter:
         foreign = sorted(path.name for path in self.out.iterdir() if not _is_debris(path))
         if foreign:
             raise FileExistsError(
-                f"out: {self.out} is not empty and holds no run ({_short(', '.join(foreign))}); "
+                f"out: {self.out} is not empty and holds no run ({shortened(', '.join(foreign))}); "
                 "choose another --out"
             )
         return False
@@ -598,22 +631,22 @@ class RecordsWriter:
 
     def _prune(self) -> None:
         """Keep the best thumbnails of each kind; after an interruption this ends the same when repeated."""
-        parts = sorted(_finished_parts(self.out, _PICTURES))
-        tables = [_read_part(self.out, part, _PICTURES) for part in parts]
+        parts = sorted(finished_parts(self.out, PICTURES))
+        tables = [read_part(part_path(self.out, part, PICTURES)) for part in parts]
         kept = best_thumbnails(pa.concat_tables([thumbnails_schema().empty_table(), *tables]))
         start = 0
         for part, table in zip(parts, tables, strict=True):
             rows = kept[(kept >= start) & (kept < start + len(table))] - start
             start += len(table)
             if not len(rows):
-                _part_path(self.out, part, _PICTURES).unlink()
+                part_path(self.out, part, PICTURES).unlink()
             elif len(rows) < len(table):
-                _write_table(table.take(rows), _part_path(self.out, part, _PICTURES))
+                write_part(table.take(rows), part_path(self.out, part, PICTURES))
 
     def _make_folder(self) -> None:
         """The folder of the records, or an error that names the option."""
         try:
-            (self.out / _FOLDER).mkdir(parents=True, exist_ok=True)
+            (self.out / ROWS).mkdir(parents=True, exist_ok=True)
             if not os.access(self.out, os.W_OK | os.X_OK):
                 raise PermissionError(None, "Permission denied")
         except OSError as error:
@@ -623,7 +656,7 @@ class RecordsWriter:
 
     def _clean(self) -> None:
         """Remove what an interrupted write left behind."""
-        for folder in filter(Path.is_dir, (self.out, self.out / _FOLDER, self.out / _PICTURES)):
+        for folder in filter(Path.is_dir, (self.out, self.out / ROWS, self.out / PICTURES)):
             for path in folder.iterdir():
                 if _TEMPORARY.fullmatch(path.name):
                     path.unlink(missing_ok=True)
@@ -640,7 +673,7 @@ def _attack_names(columns: Sequence[str]) -> list[str]:
     return [name for name in named if not name.startswith("reference.")]
 
 
-def _check_table(table: pa.Table) -> None:
+def _check_table(table: pa.Table | PartTable) -> None:
     """Refuse a table that does not have the columns of :func:`records_schema`."""
     names = table.column_names
     logits = table.schema.field("clean_logits").type if "clean_logits" in names else None
@@ -661,15 +694,34 @@ def _check_table(table: pa.Table) -> None:
         )
 
 
-def _check_column(table: pa.Table, field: pa.Field) -> None:
+def _check_column(table: pa.Table | PartTable, field: pa.Field) -> None:
     if table.column_names.count(field.name) != 1:
         count = table.column_names.count(field.name)
         raise ValueError(f"table: expected one column {field.name} of {_type_name(field.type)}, got {count}")
-    column = table.column(field.name)
-    if _type_name(column.type) != _type_name(field.type):
-        raise ValueError(f"table: expected {field.name} to be {_type_name(field.type)}, got {column.type}")
-    if column.null_count:
-        raise ValueError(f"table: expected {field.name} without nulls, got {column.null_count}")
+    kind = table.schema.field(field.name).type
+    if _type_name(kind) != _type_name(field.type):
+        raise ValueError(f"table: expected {field.name} to be {_type_name(field.type)}, got {kind}")
+    if isinstance(table, PartTable) and is_logits(field.name):
+        return  # on disk; checked when they are read
+    nulls = table.column(field.name).null_count
+    if nulls:
+        raise ValueError(f"table: expected {field.name} without nulls, got {nulls}")
+
+
+def _as_array(column: pa.ChunkedArray) -> NDArray[Any]:
+    """``(N,)``, or ``(N, C)`` of vectors; without a copy where there is one chunk in numpy's layout."""
+    values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_fixed_size_list(values.type):
+        flat: NDArray[Any] = values.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(values), values.type.list_size)
+    plain: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return plain
+
+
+def _best_of(thumbnails: Iterable[pa.Table]) -> pa.Table:
+    """The best thumbnails of each kind of several parts."""
+    pictures = pa.concat_tables([thumbnails_schema().empty_table(), *thumbnails])
+    return pictures.take(best_thumbnails(pictures))
 
 
 def _type_name(kind: pa.DataType) -> str:
@@ -690,34 +742,6 @@ def _checked_thumbnails(table: pa.Table | None) -> pa.Table:
             f"got {', '.join(f'{field.name} ({field.type})' for field in table.schema)}"
         )
     return table
-
-
-def _part_path(folder: Path, part: int, kind: str = _FOLDER) -> Path:
-    return folder / kind / f"part-{part:05d}.parquet"
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue().to_pybytes())
-
-
-def _finished_parts(folder: Path, kind: str = _FOLDER) -> set[int]:
-    """Numbers of the parts of a kind (records or thumbnails) that are on disk."""
-    if not (folder / kind).is_dir():
-        return set()
-    matches = (_PART.fullmatch(path.name) for path in (folder / kind).iterdir())
-    return {int(match.group(1)) for match in matches if match}
-
-
-def _read_part(folder: Path, part: int, kind: str = _FOLDER) -> pa.Table:
-    path = _part_path(folder, part, kind)
-    try:
-        return pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is corrupt ({_short(str(error))}); delete it and run again with --resume"
-        ) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -751,7 +775,7 @@ def _check_contiguous(folder: Path, parts: set[int]) -> None:
     missing = sorted(set(range(max(parts, default=0) + 1)) - parts)
     if missing:
         raise ValueError(
-            f"{folder / _FOLDER}: parts are missing: {_short(', '.join(map(str, missing)))}; "
+            f"{folder / ROWS}: parts are missing: {shortened(', '.join(map(str, missing)))}; "
             "run the evaluation again with --resume"
         )
 
@@ -760,14 +784,14 @@ def _check_rows(folder: Path, records: Records) -> None:
     expected = _dig(records.manifest, "identity", "data", "n")
     if expected is not None and len(records) != expected:
         raise ValueError(
-            f"{folder / _FOLDER}: parts are missing: expected {expected} rows (identity.data.n), "
+            f"{folder / ROWS}: parts are missing: expected {expected} rows (identity.data.n), "
             f"got {len(records)}; run the evaluation again with --resume"
         )
 
 
 def _is_debris(path: Path) -> bool:
     """Whether ``path`` is what a run leaves that was interrupted before its manifest was there."""
-    if path.name == _FOLDER and path.is_dir():
+    if path.name == ROWS and path.is_dir():
         return all(_TEMPORARY.fullmatch(child.name) for child in path.iterdir())
     return path.name == LOCK or bool(_TEMPORARY.fullmatch(path.name))
 
@@ -796,7 +820,7 @@ def _differences(stored: object, now: object, path: str = "") -> list[str]:
         ]
     if stored == now and isinstance(stored, bool) == isinstance(now, bool):
         return []
-    return [f"{path or 'identity'}: {_short(str(stored))} there, {_short(str(now))} now"]
+    return [f"{path or 'identity'}: {shortened(str(stored))} there, {shortened(str(now))} now"]
 
 
 class _Absent:
@@ -807,10 +831,6 @@ class _Absent:
 
 
 _ABSENT = _Absent()
-
-
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _dig(mapping: Mapping[str, Any], *keys: str) -> Any:

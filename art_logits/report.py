@@ -34,12 +34,15 @@ _MAX_TERMINAL_ROWS = 50
 _SMALL_SUPPORT = 10
 
 
-def write_outputs(records: Records, out: Path) -> None:
+def write_outputs(records: Records, out: Path) -> ClasswiseReport:
     """Write ``summary.json``, ``classwise.csv``, ``logits.csv`` and ``report.html``.
 
     Args:
         records: of an evaluation.
         out: an existing folder; files of these names in it are replaced, each atomically.
+
+    Returns:
+        The class-wise report that was written, for what else is said of it.
 
     Raises:
         FileNotFoundError: ``out`` is not a folder.
@@ -54,6 +57,7 @@ def write_outputs(records: Records, out: Path) -> None:
     classes.to_csv(out / "classwise.csv")
     logit.to_csv(out / "logits.csv")
     write_atomically(out / "report.html", _render(records, classes, logit).encode())
+    return classes
 
 
 def render(records: Records) -> str:
@@ -68,18 +72,19 @@ def render(records: Records) -> str:
     return _render(records, classwise_report(records), logit_report(records))
 
 
-def format_class_table(records: Records) -> str:
+def format_class_table(records: Records, *, classes: ClasswiseReport | None = None) -> str:
     """The classes as a plain-text table for the terminal, in percent.
 
     Args:
         records: of an evaluation.
+        classes: its class-wise report, where it is at hand already.
 
     Returns:
         One line per class (class, support, clean accuracy, robust accuracy under each attack and under all
         attacks, 95 % interval of the last), the worst class marked, and a line for all samples at the end.
         At most 100 columns wide for up to two attacks. Of more than 50 classes the 50 worst are shown.
     """
-    report = classwise_report(records)
+    report = classes or classwise_report(records)
     shown = figures.worst_first(report.robust, _MAX_TERMINAL_ROWS)
     heads = ["class", "n", "clean", *(middle(name, 15) for name in report.attacks)]
     heads += ["all attacks", "95 %"]

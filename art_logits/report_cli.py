@@ -29,13 +29,13 @@ def report(
     from .records import Records
     from .report import format_class_table, format_warnings, write_outputs
 
-    records = Records.load(directory, partial=partial)
+    records = Records.load(directory, partial=partial, lazy=True)
     folder = out or directory
     folder.mkdir(parents=True, exist_ok=True)
-    write_outputs(records, folder)
+    classes = write_outputs(records, folder)
     if figures:
         write_figures(records, folder / "figures")
-    typer.echo(format_class_table(records))
+    typer.echo(format_class_table(records, classes=classes))
     warnings = format_warnings(records)
     if warnings:
         typer.echo(warnings)
@@ -57,7 +57,7 @@ def compare(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"directories: expected every run once, got {', '.join(twice)} twice")
-    comparisons = write_comparison({name: Records.load(name) for name in names}, out)
+    comparisons = write_comparison({name: Records.load(name, lazy=True) for name in names}, out)
     if figures:
         write_changes(comparisons, out / "figures")
     typer.echo(format_comparison(comparisons, names[0]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 from . import _checks
 from .attack import TemperaturePGD
-from .data import as_data
 from .prepare import Precision, evaluating
 from .training_loop import (
     CHECKPOINT,
@@ -30,9 +28,9 @@ from .training_loop import (
     LoopRecipe,
     TrainingRun,
     crop_flip,
-    find_team,
     kl_divergence,
     pick_precision,
+    settle_place,
     training_attack,
 )
 
@@ -125,12 +123,8 @@ def fit(
         FileExistsError: ``out`` already holds a training run and ``resume`` is not set.
         BlockingIOError: another process is training into ``out``.
     """
-    train, held_out = as_data(data), None if validation is None else as_data(validation)
-    team, device = find_team(
-        accelerator, next(model.parameters()).device if device is None else torch.device(device)
-    )
-    model.to(device)
-    folder = None if out is None else Path(out)
+    place = settle_place(model, data, validation, accelerator=accelerator, device=device, out=out)
+    train = place.data
     recipe = Recipe(
         model=type(model).__qualname__,
         data=train.fingerprint(),
@@ -144,7 +138,7 @@ def fit(
         beta=beta,
         ema=ema,
         augment=augment,
-        precision=pick_precision(precision, model, train, device, folder if resume else None),
+        precision=pick_precision(precision, model, train, place.device, place.folder if resume else None),
         seed=seed,
     )
     run = TrainingRun(
@@ -153,11 +147,11 @@ def fit(
         DataSource(train, recipe.batch_size, recipe.augment),
         partial(_batch_loss, recipe),
         attack=recipe.attack,
-        device=device,
-        out=folder,
-        team=team,
+        device=place.device,
+        out=place.folder,
+        team=place.team,
     )
-    return run.run(held_out, resume=resume, progress=progress)
+    return run.run(place.validation, resume=resume, progress=progress)
 
 
 def _inner_attack(method: str, attack: TemperaturePGD | None, data: Any) -> TemperaturePGD:

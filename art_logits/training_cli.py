@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 import torch
 
@@ -84,7 +84,7 @@ def train(
     options = DataOptions(data_dir=data_dir, download=download, resize=resize, crop=crop)
     training_data, held_out = load_splits(data, validation, n_validation, seed, options)
     attack = inner_attack(training_data, norm, eps, steps, step_size, temperature)
-    net, where = new_model(model, seed), resolve_device(device)
+    net, where = new_model(model, seed, training_data), resolve_device(device)
     typer.echo(f"training {model} by {method} on {training_data.name} (n={len(training_data)}), {attack}")
     history = fit(
         net,
@@ -145,13 +145,55 @@ def inner_attack(
     )
 
 
-def new_model(spec: str, seed: int) -> nn.Module:
-    """A model that only its spec and the seed decide."""
+def new_model(spec: str, seed: int, data: Data) -> nn.Module:
+    """A model for the data's classes and channels that only its spec and the seed decide.
+
+    Raises:
+        ValueError: a library's network that has other outputs than the data has classes, because its weights
+            are given, or that cannot take the data's inputs.
+    """
     from .models import load_model
+    from .pretrained import Pretrained
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return load_model(spec)
+        model = load_model(spec, seed=seed, **shape_of(data))
+    if isinstance(model, Pretrained):
+        _check_outputs(spec, model, data)
+    return model
+
+
+class DataShape(TypedDict):
+    """What a model must know of the data: numbers of classes and of channels."""
+
+    num_classes: int
+    in_channels: int
+
+
+def shape_of(data: Data) -> DataShape:
+    """The numbers of classes and of channels, as arguments of ``load_model``."""
+    inputs, _ = data.batch([0])
+    classes = int(data.labels.max()) + 1 if data.class_names is None else len(data.class_names)
+    return {"num_classes": classes, "in_channels": inputs.shape[1]}
+
+
+def _check_outputs(spec: str, model: nn.Module, data: Data) -> None:
+    """Refuse a library's network that does not fit the data, before anything is trained."""
+    inputs, _ = data.batch([0])
+    try:
+        with torch.no_grad():
+            outputs = model(inputs).shape[1]
+    except RuntimeError as error:
+        raise ValueError(
+            f"model {spec!r} cannot take the inputs of {data.name}, {tuple(inputs.shape[1:])}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    classes = shape_of(data)["num_classes"]
+    if outputs != classes and "num_classes=" not in spec:
+        raise ValueError(
+            f"model {spec!r} has {outputs} outputs, and {data.name} has {classes} classes: add weights=none "
+            "to train it from random weights, with as many outputs as classes"
+        )
 
 
 def say_result(history: History, held_out: Data, out: Path) -> None:

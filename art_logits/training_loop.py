@@ -28,8 +28,9 @@ from . import _checks
 from ._extras import require
 from ._files import locked, replacing
 from .attack import TemperaturePGD
-from .data import Data
+from .data import Data, as_data
 from .prepare import PRECISIONS, PROBE, Cast, Precision, choose_precision, evaluating
+from .pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -283,6 +284,47 @@ def find_team(accelerator: Any, device: torch.device) -> tuple[Team, torch.devic
     return accelerator, accelerator.device
 
 
+class Place(NamedTuple):
+    """On what and where a model is trained; ``folder`` is for checkpoint, weights and history, or None."""
+
+    data: Data
+    validation: Data | None
+    team: Team
+    device: torch.device
+    folder: Path | None
+
+
+def settle_place(
+    model: nn.Module,
+    data: Any,
+    validation: Any,
+    *,
+    accelerator: Any,
+    device: str | torch.device | None,
+    out: str | os.PathLike[str] | None,
+) -> Place:
+    """Read the data, find the processes that train together, and move the model to its device.
+
+    Args:
+        model: moved there; where it is if ``device`` is None.
+        data: anything :func:`art_logits.data.as_data` takes.
+        validation: the same, or None.
+        accelerator: as :func:`find_team` takes it.
+        device: of a single process.
+        out: the folder, or None.
+
+    Raises:
+        TypeError: data of another kind.
+        ValueError: data out of their range.
+        ImportError: there are several processes, and Accelerate is not installed.
+    """
+    train, held_out = as_data(data), None if validation is None else as_data(validation)
+    asked = next(model.parameters()).device if device is None else torch.device(device)
+    team, where = find_team(accelerator, asked)
+    model.to(where)
+    return Place(train, held_out, team, where, None if out is None else Path(out))
+
+
 # ----------------------------------------------------------------------------------------------------------
 # The loop
 
@@ -480,15 +522,15 @@ class TrainingRun:
         )
         losses = _checks.per_sample("objective", self.batch_loss(self, batch), len(batch.labels))
         # Of the whole batch: the processes' gradients are averaged, and their parts may differ in size.
-        loss = losses.sum() / part.total
-        value = float(self._summed(loss.detach()))
+        loss = losses.sum() / (part.total / self.team.num_processes)
+        value = float(self._summed(loss.detach())) / self.team.num_processes
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss became {value} in epoch {self.epoch + 1}, batch {number}: lower lr; "
                 "the last epoch's checkpoint is kept"
             )
         self.stepper.zero_grad(set_to_none=True)
-        self.team.backward(loss * self.team.num_processes)
+        self.team.backward(loss)
         self.stepper.step()
         if self.per_batch and self.schedule is not None:
             self.schedule.step()
@@ -551,8 +593,10 @@ class TrainingRun:
             return
         if self.is_main:
             save_file = require("safetensors.torch", extra="evaluate").save_file
+            # Of a library's network its own keys, which load_model and the library read.
+            net = self.model.network if isinstance(self.model, Pretrained) else self.model
             with replacing(self.out / WEIGHTS) as path:
-                save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, path)
+                save_file({name: t.contiguous() for name, t in net.state_dict().items()}, path)
             with replacing(self.out / HISTORY) as path:
                 path.write_text(
                     json.dumps({"recipe": self.recipe.to_json(), "epochs": self.history.rows}, indent=1)
@@ -613,7 +657,9 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) ->
     >>> kl_divergence(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 2.0]]))
     tensor([0.])
     """
-    log_p, log_q = ((z / temperature).log_softmax(dim=1) for z in (teacher, student))
+    if temperature != 1:
+        teacher, student = teacher / temperature, student / temperature
+    log_p, log_q = teacher.log_softmax(dim=1), student.log_softmax(dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 

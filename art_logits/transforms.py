@@ -142,7 +142,7 @@ class TeacherLogits:
         """
         wanted = _checks.sample_ids(sample_ids, len(sample_ids))
         order, ids = self.__dict__["_order"], self.__dict__["_sorted"]
-        place = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+        place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
         unknown = wanted[ids[place] != wanted]
         if len(unknown):
             raise ValueError(

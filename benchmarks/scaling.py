@@ -11,7 +11,9 @@ residual, as a share of the fitted time, and the exponent b of ``time ~ size^b``
 **Memory** is the peak of the resident set of a fresh process, above what it was after a first attack on two
 images: ``torchattacks.PGD`` and ours on the same batches, and ``evaluate``, which also keeps records, on more
 and more images. ``MALLOC_MMAP_THRESHOLD_=65536`` gives freed tensors back to the system at once, so that the
-peak is that of tensors in use. On a GPU it is the peak that torch has allocated.
+peak is that of tensors in use, and ``ONEDNN_PRIMITIVE_CACHE_CAPACITY=0`` keeps no compiled convolutions, of
+which there is else one per layer and number of rows, up to 1024 in all. On a GPU it is the peak that torch
+has allocated.
 
 Each case is a file in ``results/scaling``; one that is there is not measured again, so that an interrupted
 run goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases none`` only makes the
@@ -164,7 +166,7 @@ def _child(job: dict[str, Any], data_dir: Path) -> dict[str, Any]:
     """Run one job in a process of its own, and read what it prints."""
     threads = str(torch.get_num_threads())
     command = [sys.executable, __file__, "--threads", threads, "--data-dir", str(data_dir)]
-    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}
     done = subprocess.run(
         [*command, "--job", json.dumps(job)], env=variables, capture_output=True, text=True, check=False
     )
@@ -263,7 +265,7 @@ def memory_table(cell: dict[str, Any]) -> pd.DataFrame:
         if name == HOST
     }
     over = [
-        "" if name == HOST else f"{peak - host[size]:+.1f}"
+        "" if name == HOST or size not in host else f"{peak - host[size]:+.1f}"
         for name, size, peak in table[["attack", "size", "median"]].itertuples(index=False)
     ]
     named = table.rename(columns={"size": "images", "median": "peak, MB", "min": "lowest", "max": "highest"})

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Study:
     train: Data
     test: Data
     eps: float
+    said: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, data_dir: Path) -> Study:
@@ -59,13 +60,19 @@ class Study:
             train = train.subset(config["n_train"], seed=0)
         if config["n_test"] < len(test):
             test = test.subset(config["n_test"], seed=0)
-        return cls(config, train, test, parse_number(config["eps"]))
+        return cls(config, decoded(train), decoded(test), parse_number(config["eps"]))
 
     def teacher(self, name: str) -> nn.Module:
         """A teacher of the config."""
         entry = self.config["teachers"][name]
         checkpoint = HERE / entry["checkpoint"] if "checkpoint" in entry else None
         return load_model(entry["model"], checkpoint=checkpoint)
+
+    def logits(self, name: str) -> torch.Tensor:
+        """A teacher's logits on the training images, computed once for all cells."""
+        if name not in self.said:
+            self.said[name] = logits_of(self.teacher(name), self.train)
+        return self.said[name]
 
     def student(self, seed: int) -> nn.Module:
         """A student that only the seed decides: the same in every cell."""
@@ -76,6 +83,10 @@ class Study:
         """What decides the students of all cells."""
         others = ("cells", "seeds", "notes", "attacks", "n_test", "passes")
         return {name: value for name, value in self.config.items() if name not in others}
+
+    def judged_by(self) -> list[Any]:
+        """What decides the accuracies of a student that is there."""
+        return [self.config["attacks"], self.config["n_test"]]
 
     def inner_attack(self) -> TemperaturePGD:
         """The attack of training and inner maximisations: plain PGD from a random start."""
@@ -88,6 +99,21 @@ class Study:
     def epochs(self, cell: dict[str, Any]) -> int:
         """As many as the passes allow: forward and backward passes of the student per training sample."""
         return max(1, round(self.config["passes"] / passes_per_epoch(cell, self.config["inner_steps"])))
+
+
+def decoded(data: Data) -> Data:
+    """The same samples, with their inputs in memory: image files are else decoded again in each epoch."""
+    inputs, labels = data.batch(slice(None))
+    return Data(
+        lambda positions: inputs[positions],
+        labels,
+        name=data.name,
+        ids=data.ids,
+        class_names=data.class_names,
+        default_eps=data.default_eps,
+        bounds=data.bounds,
+        notes=data.notes,
+    )
 
 
 def passes_per_epoch(cell: dict[str, Any], steps: int) -> int:
@@ -104,14 +130,15 @@ def train_cell(study: Study, cell: dict[str, Any], seed: int, student: nn.Module
     if "method" in cell:
         history = fit(student, study.train, method=cell["method"], attack=study.inner_attack(), **options)
     else:
+        name, clean = cell["teacher"], cell["objective"] == "kd"
         terms = {key: cell[key] for key in ("temperature", "alpha") if key in cell}
         history = distill(
             student,
-            study.teacher(cell["teacher"]),
+            study.logits(name) if clean else study.teacher(name),
             study.train,
             objective=cell["objective"],
             transform=parse_transforms(cell.get("transform", [])),
-            attack=None if cell["objective"] == "kd" else study.inner_attack(),
+            attack=None if clean else study.inner_attack(),
             **{**study.config.get("distillation", {}), **terms},
             **options,
         )
@@ -123,7 +150,7 @@ def run_cell(study: Study, cell: dict[str, Any], seed: int, folder: Path) -> dic
     """The row of a cell with a seed: trained and judged here, or read where that is done already."""
     identity = [study.shared(), cell, seed, study.epochs(cell)]
     weights = folder / f"{digest(identity)}.pt"
-    row = folder / f"{digest([*identity, study.config['attacks']])}.json"
+    row = folder / f"{digest([*identity, *study.judged_by()])}.json"
     if row.exists():
         return json.loads(row.read_text())
     student = study.student(seed)
@@ -156,8 +183,7 @@ def judge(study: Study, model: nn.Module) -> dict[str, Any]:
         model, study.test, attacks=study.config["attacks"], eps=study.eps, norm=study.config["norm"]
     )
     report = found.classwise()
-    with torch.no_grad():
-        logits = torch.cat([model(x) for x, _ in study.test.batches(256)])
+    logits = logits_of(model, study.test)
     return {
         "clean": report.clean_accuracy,
         **{name: value for name, value in report.attack_accuracies.items()},
@@ -165,6 +191,12 @@ def judge(study: Study, model: nn.Module) -> dict[str, Any]:
         "worst_class": report.worst_class.name,
         **{name: float(quantity(logits).mean()) for name, quantity in LOGITS.items()},
     }
+
+
+def logits_of(model: nn.Module, data: Data) -> torch.Tensor:
+    """Logits ``(N, C)`` on all the data."""
+    with torch.no_grad():
+        return torch.cat([model(x) for x, _ in data.batches(256)])
 
 
 def run_all(study: Study, folder: Path) -> pd.DataFrame:
@@ -183,7 +215,7 @@ def run_all(study: Study, folder: Path) -> pd.DataFrame:
 
 def teacher_row(study: Study, name: str, folder: Path) -> dict[str, Any]:
     """A teacher, judged as the students are."""
-    row = folder / f"{digest([study.shared(), name, study.config['attacks']])}.json"
+    row = folder / f"{digest([study.shared(), name, *study.judged_by()])}.json"
     if not row.exists():
         found = {"group": "teachers", "cell": f"teacher {name}", **judge(study, study.teacher(name))}
         write_atomically(row, json.dumps(found, indent=1).encode())

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from art_logits import analysis
+from art_logits import records as stored
 from art_logits.analysis import (
+    ClasswiseReport,
+    Comparison,
+    LogitReport,
     Statistics,
     adversarial_predictions,
     classwise_report,
@@ -60,6 +65,71 @@ def test_classwise_report_by_hand(records):
     assert report.attack_accuracies == approx({"pgd": 0.5, "tpgd": 1 / 3})
     assert report.worst_class == ("dog", 0.0)
     assert report.disparity == 0.25
+
+
+def test_every_column_of_the_frame_by_hand(records):
+    nan = math.nan
+    # Wilson's ends of k of n solve (k / n - p)^2 = z^2 p (1 - p) / n: of 0 the upper one is z^2 / (n + z^2).
+    z2 = stats.norm.ppf(0.975) ** 2
+    quarter, three = [
+        (k / 4 + z2 / 8 + np.array([-1, 1]) * math.sqrt(z2 * (k / 4 * (1 - k / 4) + z2 / 16) / 4))
+        / (1 + z2 / 4)
+        for k in (1, 3)
+    ]
+    half = (0.5 + z2 / 4 + np.array([-1, 1]) * math.sqrt(z2 * (0.25 + z2 / 8) / 2)) / (1 + z2 / 2)
+    expected = {
+        "support": [4, 2, 0],
+        "clean_accuracy": [0.75, 1, nan],
+        "pgd.robust_accuracy": [0.5, 0.5, nan],
+        "pgd.success_rate": [1 / 3, 0.5, nan],
+        "tpgd.robust_accuracy": [0.5, 0, nan],
+        "tpgd.success_rate": [1 / 3, 1, nan],
+        "robust_accuracy": [0.25, 0, nan],
+        "robust_low": [quarter[0], 0, nan],
+        "robust_high": [quarter[1], z2 / (2 + z2), nan],
+        # Of the reference's four cats tpgd turns one; of its dogs one is wrong, and one stands.
+        "reference.clean_accuracy": [1, 0.5, nan],
+        "reference.pgd.robust_accuracy": [1, 0.5, nan],
+        "reference.pgd.success_rate": [0, 0, nan],
+        "reference.tpgd.robust_accuracy": [0.75, 0.5, nan],
+        "reference.tpgd.success_rate": [0.25, 0, nan],
+        "reference.robust_accuracy": [0.75, 0.5, nan],
+        "reference.robust_low": [three[0], half[0], nan],
+        "reference.robust_high": [three[1], half[1], nan],
+    }
+    frame = classwise_report(records).to_frame()
+    assert list(frame.columns) == ["class", *expected]
+    for name, values in expected.items():
+        assert frame[name].tolist() == approx(values), name
+
+
+def test_the_worst_interval_by_hand(records):
+    report = classwise_report(records)
+    # The worst class has none of 2, the other one of 4. At the upper end t both are resampled with t, and no
+    # class has none of its samples right with probability 0.975.
+    low, high = report.worst_interval
+    assert low == 0
+    assert (1 - (1 - high) ** 4) * (1 - (1 - high) ** 2) == pytest.approx(0.975)
+    # All of the reference's: worst 1 of 2, then 3 of 4, which is raised to t where t is above 3 / 4. Its
+    # lower end is Clopper and Pearson's of 1 of 2: two samples both wrong or one right with p, 1 - (1 - p)^2.
+    low, high = report.reference.worst_interval
+    assert 1 - (1 - low) ** 2 == pytest.approx(0.025)
+    at_most_half = 1 - high**2, 1 - stats.binom.sf(2, 4, max(high, 0.75))
+    assert 1 - (1 - at_most_half[0]) * (1 - at_most_half[1]) == pytest.approx(0.025)
+
+
+def test_the_fields_that_are_checked_are_all_there_are():
+    """A new field needs a check by hand in this module."""
+    assert {field.name for field in dataclasses.fields(ClasswiseReport)} == {
+        *("class_names", "support", "clean", "attacks", "robust", "robust_low", "robust_high"),
+        *("success_rates", "confusion", "worst_interval", "clean_accuracy", "robust_accuracy"),
+        *("robust_interval", "attack_accuracies", "strength", "reference"),
+    }
+    assert {field.name for field in dataclasses.fields(LogitReport)} == {"samples", "labels", "class_names"}
+    assert {field.name for field in dataclasses.fields(Comparison)} == {
+        *("class_names", "support", "robust_a", "robust_b", "difference_low", "difference_high"),
+        *("only_a", "only_b", "p_values", "p_holm", "overall", "ranks"),
+    }
 
 
 def test_strength_by_hand(make_table):
@@ -276,8 +346,10 @@ def test_logit_frame_and_csv(records, tmp_path):
     assert list(frame.columns) == ["model", "condition", "quantity", "mean", "std", "q05", "q50", "q95"]
     assert len(frame) == 2 * 2 * 5
     row = frame.set_index(["model", "condition", "quantity"]).loc[("reference", "clean", "margin")]
-    # Five of six right with margin 1, one wrong with margin -1.
-    assert (row["mean"], row["q50"]) == approx((4 / 6, 1))
+    # Five of six right with margin 1, one wrong with margin -1: the 5 % quantile lies a quarter of the way.
+    assert row.tolist() == approx([4 / 6, math.sqrt(1 - 16 / 36), -0.5, 1, 1])
+    assert report.labels.tolist() == LABELS
+    assert report.class_names == ("cat", "dog", "frog")
     report.to_csv(tmp_path / "logits.csv")
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "logits.csv"), frame)
 
@@ -333,7 +405,7 @@ def test_without_an_attack_adversarial_is_empty(make_table):
 def test_blocks_do_not_change_the_samples(random_table, monkeypatch):
     records = Records(random_table(25))
     whole = logit_report(records).samples["model"]["adversarial"]
-    monkeypatch.setattr(analysis, "_BLOCK", 7)
+    monkeypatch.setattr(stored, "_BLOCK", 7)
     parts = logit_report(records).samples["model"]["adversarial"]
     for name, values in whole.items():
         assert np.array_equal(parts[name], values)
@@ -371,10 +443,17 @@ def test_compare_by_hand_pairs_on_the_sample_id(make_table):
     ids = [*range(9, -1, -1), 50, 51]
     b = Records(outcome_table(make_table, [*labels[::-1], 0, 1], [*second[::-1], 1, 1], sample_ids=ids))
     comparison = compare(a, b)
+    assert comparison.class_names == ("0", "1")
+    assert comparison.ranks.n == 2
+    assert comparison.ranks.spearman == approx(-1)  # the first class is the better in a, the second in b
     assert comparison.support.tolist() == [6, 4]
     assert comparison.robust_a == approx([5 / 6, 0.5])
     assert comparison.robust_b == approx([1 / 6, 0.5])
     assert comparison.difference == approx([-4 / 6, 0])
+    # a = 5 / 8 and 2 / 6, b = 1 / 8 and 2 / 6
+    spread = stats.norm.ppf(0.975) * np.sqrt([(6 / 8 - 1 / 4) / 8, (4 / 6) / 6])
+    assert comparison.difference_low == approx([max(-1, -0.5 - spread[0]), -spread[1]])
+    assert comparison.difference_high == approx([-0.5 + spread[0], spread[1]])
     assert comparison.only_a.tolist() == [4, 1]
     assert comparison.only_b.tolist() == [0, 1]
     assert comparison.p_values == approx([2 / 16, 1])
@@ -385,6 +464,9 @@ def test_compare_by_hand_pairs_on_the_sample_id(make_table):
             "robust_a": 0.7,
             "robust_b": 0.3,
             "difference": -0.4,
+            # a = 6 / 12, b = 2 / 12: -1 / 3 -+ 1.96 sqrt((2 / 3 - 1 / 9) / 12)
+            "difference_low": -1 / 3 - stats.norm.ppf(0.975) * math.sqrt(5 / 108),
+            "difference_high": -1 / 3 + stats.norm.ppf(0.975) * math.sqrt(5 / 108),
             "only_a": 5,
             "only_b": 1,
             "p_value": stats.binomtest(1, 6).pvalue,
@@ -396,7 +478,8 @@ def test_compare_with_itself_finds_nothing(records):
     comparison = compare(records, records)
     frame = comparison.to_frame()
     assert list(frame.columns) == [
-        *("class", "support", "robust_a", "robust_b", "difference"),
+        *("class", "support", "robust_a", "robust_b"),
+        *("difference", "difference_low", "difference_high"),
         *("only_a", "only_b", "p_value", "p_holm"),
     ]
     assert frame["difference"].tolist() == approx([0, 0, math.nan])
@@ -458,6 +541,17 @@ def test_summary_has_every_field_of_the_contract(records):
             assert set(quantities) == {"max_logit", "logit_gap", "margin", "confidence"}
             for statistics in quantities.values():
                 assert set(statistics) == {"mean", "std", "q05", "q50", "q95"}
+    # Margins of 1, and of -1 for the cat that is wrong; tpgd leaves -1 to one cat more, pgd to another.
+    margins = {"clean": [1, 1, 1, -1, 1, 1], "adversarial": [1, -1, -1, -1, -1, -1]}
+    for condition, values in margins.items():
+        of_margin = summary["logits"]["model"][condition]["margin"]
+        assert of_margin == approx(
+            {
+                "mean": np.mean(values),
+                "std": np.std(values),
+                **dict(zip(("q05", "q50", "q95"), np.quantile(values, [0.05, 0.5, 0.95]), strict=True)),
+            }
+        )
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 

@@ -38,6 +38,15 @@ class Broken(Net):
     def forward(self, x):
         return super().forward(x) * float("nan")
 
+class Detached(Net):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+class Guarded(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
 class Failing(Net):
     def forward(self, x):
         assert x.shape[2] == 32, "Input height (8) doesn't match model (32)."
@@ -168,6 +177,23 @@ LINES = {
     "a model that returns NaN": (
         lambda: ["--model", "nets.py:Broken"],
         "model must return finite logits, got NaN or infinity",
+    ),
+    "a model without gradients": (
+        lambda: ["--model", "nets.py:Detached"],
+        "model: expected logits that can be differentiated by the inputs, got some without gradients; take "
+        "torch.no_grad() and detach() out of its forward pass, or attack it without gradients",
+    ),
+    "a model under no_grad": (
+        lambda: ["--model", "nets.py:Guarded", "--precision", "float32"],
+        "got some without gradients",
+    ),
+    "a reference without gradients": (
+        lambda: [*MINE, "--reference", "nets.py:Guarded"],
+        "reference: expected logits that can be differentiated by the inputs",
+    ),
+    "a model without gradients and a host's attack": (
+        lambda: ["--model", "nets.py:Guarded", "--attack", "torchattacks:FGSM"],
+        "got some without gradients",
     ),
     "a model that fails": (
         lambda: ["--model", "nets.py:Failing"],

@@ -49,6 +49,13 @@ def test_number_refuses_what_is_outside_the_limits(
         _checks.number("eps", value, **limits)
 
 
+def test_level_is_a_coverage() -> None:
+    assert _checks.level(0.95) == 0.95
+    for value in (0, 1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"level: expected a coverage between 0 and 1, got {value}"):
+            _checks.level(value)
+
+
 def test_number_accepts_the_closed_limit() -> None:
     assert _checks.number("eps", 0, at_least=0.0) == 0.0
 

@@ -15,6 +15,9 @@ from art_logits.comparison import (
 from art_logits.functional.ranks import rank_correlation
 from art_logits.records import Records
 
+# Intervals of 0 and 10 of 20, 0 and 0 of 4, 0 and 10 of 24 samples, by Bonett and Price: of cats
+# 10 / 22 -+ 1.96 sqrt((12 / 22 - 100 / 484) / 22), and so on.
+CATS, DOGS, ALL = (["+21.1", "to", "+69.8"], ["-46.2", "to", "+46.2"], ["+16.9", "to", "+60.0"])
 EVIL = "<script>alert(1)</script>"
 
 
@@ -56,16 +59,19 @@ def test_frame_has_every_run_and_class_and_all_samples(runs):
     assert np.isnan(better.loc["frog", "p_value"])
     assert better.loc["", "difference"] == pytest.approx(10 / 24)
     assert better.loc["", "support"] == 24
+    assert better.loc["", ["difference_low", "difference_high"]].tolist() == pytest.approx(
+        [0.169, 0.600], abs=5e-4
+    )
 
 
 def test_text_by_hand(runs):
     text = format_comparison(compare_all(runs), "base")
     lines = [line.split() for line in text.split("\n\n")[0].splitlines()]
     assert lines[0] == ["better", "against", "base"]
-    assert lines[3] == ["cat", "20", "50.0%", "100.0%", "+50.0", "0", "10", "0.0020", "0.0039"]
-    assert lines[4] == ["dog", "4", "50.0%", "50.0%", "+0.0", "0", "0", "1.0000", "1.0000"]
-    assert lines[5] == ["frog", "0", "-", "-", "-", "0", "0", "-", "-"]
-    assert lines[7] == ["overall", "24", "50.0%", "91.7%", "+41.7", "0", "10", "0.0020"]
+    assert lines[3] == ["cat", "20", "50.0%", "100.0%", "+50.0", *CATS, "0", "10", "0.0020", "0.0039"]
+    assert lines[4] == ["dog", "4", "50.0%", "50.0%", "+0.0", *DOGS, "0", "0", "1.0000", "1.0000"]
+    assert lines[5] == ["frog", "0", "-", "-", "-", "-", "0", "0", "-", "-"]
+    assert lines[7] == ["overall", "24", "50.0%", "91.7%", "+41.7", *ALL, "0", "10", "0.0020"]
     assert "rank correlation of the classes: not defined" in text
     assert "worse against base" in text
 
@@ -74,7 +80,9 @@ def test_the_ranks_of_the_classes_are_compared(random_table):
     a, b = Records(random_table(200, 8)), Records(random_table(200, 8))
     comparison = compare(a, b)
     assert comparison.ranks == rank_correlation(comparison.robust_a, comparison.robust_b)
-    assert "Spearman 1.00, 95 % 1.00 to 1.00; Kendall 1.00" in format_comparison({"b": comparison}, "a")
+    assert "Spearman 1.00, 95 % 1.00 to 1.00; Kendall 1.00, 95 % 1.00 to 1.00" in format_comparison(
+        {"b": comparison}, "a"
+    )
 
 
 def test_text_of_many_classes_shows_those_that_changed_most(make_table):
@@ -95,6 +103,7 @@ def test_page_says_what_changed_and_needs_nothing_from_outside(runs):
     page = render_comparison(runs)
     text = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "better is robust on 91.7% of 24 shared samples, base on 50.0%: +41.7 points" in text
+    assert "+41.7 points (95 % interval +16.9 to +60.0, McNemar p 0.0020)" in text
     assert "Classes that changed after Holm's correction: 1." in text.replace("&#39;", "'")
     assert "Worst class: cat with 50.0% in the baseline, dog with 50.0% in this run." in text
     assert page.count('<tr class="marked">') == 1

@@ -372,6 +372,18 @@ def test_dataset_class_names_come_along():
     )
 
 
+def test_what_a_source_gives_is_looked_at_unless_it_is_known():
+    labels = torch.tensor([0, 1, 0])
+    for checked in (False, True):
+        data = Data(lambda rows: torch.full((len(rows), 1), 2.0), labels, name="two", checked=checked)
+        for part in (data, data.subset(2), data.with_ids([5, 6, 7])):
+            if checked:
+                assert part.batch([0])[0].tolist() == [[2.0]]
+            else:
+                with pytest.raises(ValueError, match="inputs must lie within bounds"):
+                    part.batch([0])
+
+
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [

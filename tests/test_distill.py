@@ -506,24 +506,32 @@ TOGETHER: dict[str, Any] = {
 WORKER = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_distill import TOGETHER, blobs, network, teacher
+from test_distill import TOGETHER, blobs, network, teacher, torch
 from art_logits.distill import distill
 distill(network(), teacher(), blobs(50), validation=blobs(31, seed=1), out=sys.argv[1], **TOGETHER)
+print("one of", torch.distributed.get_world_size())
 """
 
 
-def test_two_processes_train_the_student_of_one(tmp_path: Path) -> None:
-    """Under torchrun, with batches that do not divide by two, augmentation, averaging and validation."""
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    # With --cpu it starts one process, unless there is MPI; the student's device decides where it trains.
+    "accelerate": ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+def test_two_processes_train_the_student_of_one(tmp_path: Path, launcher: str) -> None:
+    """With batches that do not divide by two, augmentation, averaging and validation."""
     pytest.importorskip("accelerate")
     from safetensors.torch import load_file
 
     script, out = tmp_path / "worker.py", tmp_path / "out"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(out)]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *launch], capture_output=True, text=True, timeout=240, check=False
-    )
+    launch = [sys.executable, "-W", "ignore", "-m", *LAUNCHERS[launcher], str(script), str(out)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("one of 2") == 2
     one = network()
     history = distill(one, teacher(), blobs(50), validation=blobs(31, seed=1), **TOGETHER)
     assert_close(load_file(out / WEIGHTS), weights(one), atol=1e-4)

@@ -333,6 +333,29 @@ def test_models_that_give_no_logits(model, error, message):
         evaluate(model, (torch.eye(3).repeat(2, 1), torch.arange(6) % 3), attacks="pgd")
 
 
+def test_a_model_without_gradients_is_named_and_can_be_attacked_without_them(tmp_path):
+    data = torch.eye(3).repeat(2, 1), torch.arange(6) % 3  # right, so that there is something to attack
+    # With a weight that requires gradients torch says it in other words.
+    loose = nn.Parameter(torch.ones(()))
+
+    def model(x):
+        return x.detach() * loose
+
+    with pytest.raises(ValueError, match="model: expected logits that can be differentiated by the inputs"):
+        evaluate(model, data, attacks=TemperaturePGD(eps=0.1, precision="float32"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    records = evaluate(model, data, attacks={"noise": lambda _, x, __: 1 - x})
+    assert len(records) == 6
+
+
+def test_other_runtime_errors_of_an_attack_stay_what_they_are():
+    def broken(*_):
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match=r"^out of luck$"):
+        evaluate(Linear(), samples(), attacks={"broken": broken})
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

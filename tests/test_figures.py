@@ -64,6 +64,23 @@ def test_cells_are_the_shares_of_who_is_taken_for_whom(records, ax):
     assert {patch.get_alpha() for patch in ax.patches} == {0.5**0.5, 0.5}
 
 
+def test_of_many_classes_the_worst_are_drawn_with_those_that_they_are_taken_for(make_table, ax):
+    # Class 9 is always taken for 2 or, most often, for 1; 8 sometimes for 7; 5 less often for 9; 3 is absent.
+    labels_ = [k for k in range(10) if k != 3 for _ in range(5)]
+    taken = dict(zip([5, 8, 9], [[9] + [5] * 4, [7, 7, 8, 8, 8], [2, 1, 1, 2, 1]], strict=True))
+    attacked = [wrong for k in range(10) if k != 3 for wrong in taken.get(k, [k] * 5)]
+    report = Records(make_table(labels_, np.eye(10)[labels_], {"a": np.eye(10)[attacked]})).classwise()
+    for limit, expected in {1: {9}, 2: {9, 1}, 3: {9, 1, 8}, 4: {9, 1, 8, 7}, 5: {9, 1, 8, 7, 5}}.items():
+        shown, groups = figures.matrix_classes(report, limit)
+        assert set(shown) == expected
+        assert shown == sorted(shown, key=lambda k: (groups[k], k))
+    assert figures.matrix_classes(report, 6)[0].count(0) == 1  # then those that stand, from the first
+    assert len(figures.matrix_classes(report, 9)[0]) == 9
+    figures.plot_transitions(report, ax, limit=4)
+    assert sorted(labels(ax.get_yticklabels())) == ["1", "7", "8", "9"]
+    assert sorted(text.get_text() for text in ax.texts) == ["100", "100", "40", "60", "60"]
+
+
 @pytest.mark.parametrize("quantity", figures.QUANTITY_LABELS)
 def test_histograms_hold_all_samples(random_table, ax, quantity):
     report = Records(random_table(60, 3, reference=True)).logits()
@@ -121,7 +138,12 @@ def test_strength_falls_from_the_clean_to_the_robust_accuracy(records, ax):
     # 21 forward passes per sample and attack; both attacks leave four of six.
     assert first.get_xdata().tolist() == [0, 21, 21, 21]
     assert first.get_ydata() == pytest.approx([100, 400 / 6, 400 / 6, 400 / 6])
-    assert {first.get_label(), second.get_label()} == {"pgd", "tpgd"}
+    assert [first.get_label(), second.get_label()] == ["pgd", "tpgd"]
+    # The same in the figure of the reference, whatever is the stronger one there.
+    again = report.reference.plot_strength(Figure().subplots()).lines
+    for line, other, colour in zip((first, second), again, figures.PALETTE, strict=False):
+        assert (line.get_label(), line.get_color()) == (other.get_label(), colour)
+        assert other.get_color() == colour
     assert everything.get_ydata() == pytest.approx([50, 50])
 
 

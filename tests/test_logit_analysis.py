@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn import metrics
 
 from art_logits import logit_analysis
+from art_logits import records as stored
 from art_logits.analysis import LOGIT_QUANTITIES, logit_report
 from art_logits.logit_analysis import (
     class_statistics,
@@ -48,6 +48,18 @@ def test_difference_intervals_are_paired_and_near_those_of_students_t(records):
     assert narrow.loc[("clean", "margin"), "low"] > row["low"]
 
 
+def test_differences_of_every_quantity_are_those_of_pandas(records):
+    samples = logit_report(records).sample_frame().drop(columns="class").astype(float)
+    rows = reference_differences(records).set_index(["condition", "quantity"])
+    assert len(rows) == 2 * len(LOGIT_QUANTITIES)
+    for (condition, quantity), row in rows.iterrows():
+        change = samples[f"model.{condition}.{quantity}"] - samples[f"reference.{condition}.{quantity}"]
+        assert row["difference"] == pytest.approx(change.mean(), rel=1e-5)
+        # Percentiles of a bootstrap of 80 samples are about 1.96 standard errors away.
+        assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * change.sem(), rel=0.12)
+        assert row["low"] < row["difference"] < row["high"]
+
+
 def test_difference_of_one_sample_without_an_attack(make_table):
     frame = reference_differences(Records(make_table([0], [A], {}, reference=([B], {}))))
     assert set(frame["condition"]) == {"clean"}
@@ -86,11 +98,15 @@ def test_confidence_correlation_matches_scipy(records):
     for condition in ("clean", "adversarial"):
         pair = [samples[model][condition]["confidence"] for model in ("model", "reference")]
         assert frame.loc[condition, "spearman"] == pytest.approx(stats.spearmanr(*pair).statistic)
+        assert frame.loc[condition, "kendall"] == pytest.approx(stats.kendalltau(*pair).statistic)
+        for kind in ("spearman", "kendall"):
+            row = frame.loc[condition]
+            assert row[f"{kind}_low"] < row[kind] < row[f"{kind}_high"]
         assert frame.loc[condition, "n"] == 80
 
 
 def test_wrong_class_agreement_matches_scipy_in_blocks(records, monkeypatch):
-    monkeypatch.setattr(logit_analysis, "_BLOCK", 7)
+    monkeypatch.setattr(stored, "_BLOCK", 7)
     labels, first = records.column("label"), records.column("clean_logits")
     second = records.column("reference.clean_logits")
     rho = np.array(
@@ -137,20 +153,29 @@ def test_fall_predictors_by_hand(make_table):
     assert frame["entropy"][1] == pytest.approx(0.25)
 
 
-def test_fall_predictors_match_scikit_learn(records):
+def test_fall_predictors_are_the_shares_of_pairs_in_order(records):
     frame = fall_predictors(records)
     right, stands, labels = records.correct(), records.robust(), records.column("label")
     samples = logit_report(records).samples["model"]["clean"]
     for row, chosen in [(0, right), *((k + 1, right & (labels == k)) for k in range(5))]:
         for quantity in LOGIT_QUANTITIES:
-            expected = metrics.roc_auc_score(stands[chosen], samples[quantity][chosen])
+            expected = share_of_pairs(samples[quantity][chosen], stands[chosen])
             assert frame[quantity][row] == pytest.approx(expected)
+    assert fall_predictors(records, by_class=False).equals(frame.iloc[:1])
 
 
-def test_auroc_with_ties_matches_scikit_learn(rng):
+def share_of_pairs(values, stands):
+    """The AUROC's definition: pairs of a sample that stands and one that falls in order, ties by half."""
+    above = values[stands][:, None].astype(float) - values[~stands][None]
+    return np.mean((above > 0) + 0.5 * (above == 0))
+
+
+def test_auroc_with_ties_is_the_share_of_pairs_in_order(rng):
     values, stands = rng.integers(0, 4, (50, 3)).astype(float), rng.random(50) < 0.6
-    expected = [metrics.roc_auc_score(stands, column) for column in values.T]
-    assert logit_analysis._auroc(values[stands], values[~stands]) == pytest.approx(expected)
+    expected = [share_of_pairs(column, stands) for column in values.T]
+    assert logit_analysis._auroc(values, stands) == pytest.approx(expected)
+    assert np.isnan(logit_analysis._auroc(values, np.ones(50, dtype=bool))).all()
+    assert np.isnan(logit_analysis._auroc(values, np.zeros(50, dtype=bool))).all()
 
 
 def test_fall_predictors_of_the_reference(records):
@@ -203,6 +228,20 @@ def test_statistics_by_class_by_hand(make_table):
     assert absent.drop("n").isna().all()
     reference = class_statistics(Records(table), "reference").set_index(["condition", "quantity", "class"])
     assert reference.loc[("clean", "max_logit", "0"), "mean"] == 1.5
+
+
+def test_statistics_by_class_are_those_of_pandas(records):
+    samples = logit_report(records).sample_frame()
+    groups = samples.astype(dict.fromkeys(samples.columns.drop("class"), float)).groupby("class")
+    for model in ("model", "reference"):
+        for row in class_statistics(records, model).itertuples():
+            values = groups.get_group(row._1)[f"{model}.{row.condition}.{row.quantity}"]
+            assert row.n == len(values)
+            found, expected = (
+                [row.mean, row.q05, row.q50, row.q95],
+                [values.mean(), *values.quantile([0.05, 0.5, 0.95])],
+            )
+            assert found == pytest.approx(expected)
 
 
 def test_statistics_by_class_without_attacks_are_clean_ones(make_table):

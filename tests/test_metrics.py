@@ -1,5 +1,7 @@
 import math
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -162,6 +164,103 @@ def test_any_split_gives_the_same(seed, count, parts):
         metric.update([part[0], part[1]], part[3], part[2])
     check(metric.compute(), reference_classes(*data))
     assert metric.support.tolist() == np.bincount(data[3], minlength=CLASSES).tolist()
+
+
+# One process of a training run: a module that holds its metrics, as a LightningModule does, under DDP, on
+# batches of its own. It trains for two epochs and leaves what it saw and what the metrics said.
+PROCESS = """
+import sys
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from art_logits import TemperaturePGD, metrics
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(6, 4)
+        self.metrics = nn.ModuleDict({
+            "classes": metrics.ClasswiseRobustAccuracy(4),
+            "worst": metrics.WorstClassRobustAccuracy(4),
+            "success": metrics.AttackSuccessRate(),
+            "gap": metrics.LogitGap(),
+            "margin": metrics.Margin(4),
+        })
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+def main(rank, store, out):
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = DistributedDataParallel(Classifier())
+    own, optimizer = model.module, torch.optim.SGD(model.parameters(), lr=0.5)
+    attack = TemperaturePGD(eps=0.1, steps=2)
+    generator = torch.Generator().manual_seed(rank)
+    for epoch in range(2):
+        seen = []
+        for count in (9, 4, 6 + rank):
+            inputs = torch.rand((count, 6), generator=generator)
+            target = torch.randint(0, 3, (count,), generator=generator)  # class 3 is absent
+            adversarial = attack(own.net, inputs, target).adv_inputs
+            optimizer.zero_grad()
+            logits = model(adversarial)
+            nn.functional.cross_entropy(logits, target).backward()
+            with torch.no_grad():
+                clean = own.net(inputs)
+            optimizer.step()
+            for name in ("classes", "worst", "success"):
+                own.metrics[name].update(logits, target, clean)
+            for name in ("gap", "margin"):
+                own.metrics[name].update(logits, target)
+            seen.append((logits.detach(), target, clean))
+        values = {name: metric.compute() for name, metric in own.metrics.items()}
+        for metric in own.metrics.values():
+            metric.reset()
+    assert not [name for name in own.state_dict() if "metrics" in name]
+    torch.save({"seen": [torch.cat(parts) for parts in zip(*seen)], "values": values}, out)
+    distributed.destroy_process_group()
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+"""
+
+
+def test_two_processes_that_train_together_have_the_values_of_one(tmp_path):
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", script, str(rank), tmp_path / "store", out],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+    finally:
+        for process in running:
+            process.kill()
+    first, second = (torch.load(out) for out in outs)
+    logits, target, clean = joined([first["seen"], second["seen"]])
+    # The last epoch alone, since the metrics were reset: 19 samples of one process, 20 of the other.
+    assert len(target) == 39
+    alone = metrics.ClasswiseRobustAccuracy(4)
+    alone.update(logits, target, clean)
+    wanted = {"classes": alone.compute(), "worst": alone.compute()[:3].min()}
+    right = clean.argmax(1) == target
+    wanted["success"] = (logits.argmax(1)[right] != target[right]).double().mean()
+    wanted["gap"] = mean_of("LogitGap", logits, target, by_class=False)
+    wanted["margin"] = mean_of("Margin", logits, target, by_class=True)
+    for values in (first["values"], second["values"]):
+        for name, value in values.items():
+            check(value, wanted[name])
+    assert math.isnan(first["values"]["classes"][3])
+    assert 0 < float(first["values"]["success"]) < 1
 
 
 # ---- definitions -----------------------------------------------------------------------------------------

@@ -29,9 +29,20 @@ EXTRAS = [
 
 #: From the ground up; a module imports from its own floor and those below. New modules stand on the top.
 FLOORS = [
-    {"types", "_batches", "_checks", "_extras", "_files", "_version"},
+    {"types", "_batches", "_checks", "_extras", "_files", "_text", "_version"},
     {"losses", "temperature", "balls", "steps", "starts", "transforms", "functional"},
-    {"attack", "cascade", "counting", "folding", "prepare", "normalize", "fairness", "records", "tables"},
+    {
+        "attack",
+        "cascade",
+        "counting",
+        "folding",
+        "prepare",
+        "normalize",
+        "fairness",
+        "_parts",
+        "records",
+        "tables",
+    },
     {
         "image_sets",
         "npz",

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from art_logits import _parts as parts
 from art_logits import records as module
 from art_logits.records import Records, RecordsWriter, check_attack_name, records_schema
 
@@ -277,6 +278,94 @@ def test_load_of_an_interrupted_run(tmp_path, table, make_manifest):
     with pytest.raises(ValueError, match=r"interrupted run \(2 finished parts\): continue it with --resume"):
         Records.load(tmp_path)
     assert len(Records.load(tmp_path, partial=True)) == 16
+
+
+@pytest.fixture
+def stored(tmp_path, random_table, make_manifest):
+    """A finished run of three parts, with a reference, and its table."""
+    table = random_table(reference=True)
+    Records(table, make_manifest()).save(tmp_path / "stored")
+    return tmp_path / "stored", table
+
+
+def test_lazily_loaded_records_are_the_same(stored):
+    folder, table = stored
+    lazy, eager = Records.load(folder, lazy=True), Records.load(folder)
+    assert lazy.table.equals(table)
+    assert lazy.columns == eager.columns == table.column_names
+    assert repr(lazy) == repr(eager)
+    assert lazy.manifest == eager.manifest
+    for name in table.column_names:
+        assert np.array_equal(lazy.column(name), eager.column(name))
+        assert lazy.column(name).dtype == eager.column(name).dtype
+    assert lazy.to_frame().astype(str).equals(eager.to_frame().astype(str))
+    for make in (Records.classwise, Records.logits):
+        assert make(lazy).to_frame().equals(make(eager).to_frame())
+
+
+def test_lazily_loaded_records_are_saved_whole(stored, tmp_path):
+    folder, table = stored
+    Records.load(folder, lazy=True).save(tmp_path / "copy")
+    assert Records.load(tmp_path / "copy").table.equals(table)
+
+
+def test_lazily_loaded_logits_are_read_part_by_part(stored, monkeypatch):
+    folder, table = stored
+    read, rows = [], []
+    original = parts.read_part
+    monkeypatch.setattr(parts, "read_part", lambda *args: read.append(args) or original(*args))
+    records = Records.load(folder, lazy=True)
+    assert not [name for _, names in read for name in names if "logits" in name]
+    records.robust()
+    del read[:]
+    for where, (values, labels) in records.blocks("reference.pgd.logits", "label"):
+        assert len(read) == len(rows) + 1  # one part at a time
+        assert np.array_equal(values, Records(table).column("reference.pgd.logits")[where])
+        assert np.array_equal(labels, Records(table).column("label")[where])
+        rows.append(where)
+    assert rows == [slice(0, 8), slice(8, 16), slice(16, 20)]
+    assert {tuple(names) for _, names in read} == {("reference.pgd.logits", "label")}
+
+
+def test_blocks_are_aligned_and_short(random_table, monkeypatch):
+    table = random_table(reference=True)
+    # Columns in chunks of different lengths.
+    logits = pa.chunked_array(
+        [table.column("pgd.logits").combine_chunks().slice(*part) for part in ((0, 3), (3, 17))]
+    )
+    records = Records(replaced(table, "pgd.logits", logits))
+    monkeypatch.setattr(module, "_BLOCK", 8)
+    blocks = list(records.blocks("sample_id", "pgd.logits"))
+    assert [rows for rows, _ in blocks] == [slice(0, 8), slice(8, 16), slice(16, 20)]
+    assert np.concatenate([ids for _, (ids, _) in blocks]).tolist() == list(range(20))
+    assert np.array_equal(np.concatenate([z for _, (_, z) in blocks]), records.column("pgd.logits"))
+    with pytest.raises(KeyError, match="no column 'nope'"):
+        next(records.blocks("label", "nope"))
+
+
+def test_lazily_loaded_parts_must_agree(stored, random_table):
+    folder, _ = stored
+    path = folder / "records" / "part-00001.parquet"
+    pq.write_table(random_table(8, num_classes=4, reference=True), path)
+    with pytest.raises(ValueError, match="part 1 differs in"):
+        Records.load(folder, lazy=True)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"part-00001.parquet is corrupt"):
+        Records.load(folder, lazy=True)
+
+
+def test_what_is_wrong_with_lazily_loaded_logits_is_said_when_they_are_read(stored):
+    folder, table = stored
+    path = folder / "records" / "part-00002.parquet"
+    missing = pa.nulls(4, table.schema.field("pgd.logits").type)
+    pq.write_table(replaced(table.slice(16), "pgd.logits", missing), path)
+    records = Records.load(folder, lazy=True)
+    assert len(records.column("clean_logits")) == 20
+    with pytest.raises(ValueError, match=r"part-00002.parquet: expected pgd.logits without nulls, got 4"):
+        records.logits()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"part-00002.parquet is corrupt"):
+        records.column("clean_logits")
 
 
 def test_parts_of_other_element_names_are_read(tmp_path, table):

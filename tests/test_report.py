@@ -305,8 +305,11 @@ def test_page_of_many_classes_draws_the_worst_and_folds_the_rest(random_table):
     records = many_classes(random_table, 61)
     page = Page(render(records))
     assert "The 40 worst classes." in page.text
-    assert "The 20 worst classes. Rows: label." in page.text
+    assert "The worst classes, each with the one that it is most often taken for. Rows: label." in page.text
     assert "The 15 worst and the 5 best of 61 classes; all of them below." in page.text
+    # The heat map of 20 classes, and nothing else, is scrolled where the page is narrow.
+    wide = [each for tag, each in page.tags if tag == "svg" and "min-width" in each["style"]]
+    assert [each["aria-label"].split(",")[0] for each in wide] == ["Heat map of 20 classes"]
     assert "Classes: all 61 rows" in page.text
     assert "AUROC by class: all 61 rows" in page.text
     assert "Gains by class, in points: all 61 rows" in page.text
@@ -321,7 +324,9 @@ def test_constant_quantities_can_be_drawn(make_table):
 
 
 def test_outputs_are_written_and_agree(records, rendered, tmp_path):
-    write_outputs(records, tmp_path)
+    classes = write_outputs(records, tmp_path)
+    assert classes.to_frame().equals(records.classwise().to_frame())
+    assert format_class_table(records, classes=classes) == format_class_table(records)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("summary.json", "classwise.csv", "logits.csv", "report.html"),
     }

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from art_logits.cli import main
 from art_logits.data import load_data
 from art_logits.models import DigitsNet, load_model
+from art_logits.pretrained import Pretrained
+from art_logits.training_cli import new_model
 
 QUICK = ["--epochs", "1", "--batch-size", "8", "--n-validation", "6", "--precision", "float32"]
 MADE = ["--data", "digits", "--model", "art_logits.models:DigitsNet", "--eps", "0.2", "--epochs", "20"]
@@ -138,6 +141,64 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def colour(tmp_path: Path) -> str:
+    """Colour images of three classes, in one file."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 8), ("test", 6)):
+        arrays[f"x_{split}"] = rng.random((count, 8, 8, 3), dtype=np.float32)
+        arrays[f"y_{split}"] = np.arange(count) % 3
+    path = tmp_path / "colour.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+NET = "torchvision:shufflenet_v2_x0_5"
+
+
+def test_a_network_of_a_library_has_the_data_s_classes(
+    capsys: pytest.CaptureFixture[str], colour: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchvision")
+    out = tmp_path / "student"
+    chosen = ["--data", colour, "--model", f"{NET}:weights=none", "--method", "standard", *QUICK]
+    assert run(capsys, *chosen, "--steps", "1", "--out", str(out))[0] == 0
+    assert load_file(out / "model.safetensors")["fc.weight"].shape[0] == 3
+    evaluated = [
+        "--data",
+        colour,
+        "--model",
+        f"{NET}:num_classes=3",
+        "--attack",
+        "pgd:steps=1",
+        "--eps",
+        "0.1",
+    ]
+    evaluated += ["--checkpoint", str(out / "model.safetensors"), "--out", str(tmp_path / "report")]
+    assert main(["evaluate", *evaluated]) == 0
+    data = load_data(colour, split="train")
+    first, again, other = (new_model(f"{NET}:weights=none", seed, data).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not torch.equal(first["network.fc.weight"], other["network.fc.weight"])
+
+
+def test_a_network_of_a_library_that_does_not_fit_is_refused(
+    colour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchvision")
+    data = load_data(colour, split="train")
+    # As it comes with the library's own weights, which would be downloaded.
+    layers = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1000)
+    whole = Pretrained(nn.Sequential(*layers), [0.5] * 3, [0.2] * 3, native_size=224)
+    monkeypatch.setattr("art_logits.models.load_pretrained", lambda *_, **__: whole)
+    with pytest.raises(ValueError, match=r"has 1000 outputs, and colour has 3 classes: add weights=none"):
+        new_model(NET, 0, data)
+    assert new_model(f"{NET}:num_classes=1000", 0, data) is whole
+    whole.network.insert(0, nn.Conv2d(3, 3, 9))
+    with pytest.raises(ValueError, match=r"cannot take the inputs of colour, \(3, 8, 8\): .*[Kk]ernel size"):
+        new_model(NET, 0, data)
 
 
 @pytest.mark.slow

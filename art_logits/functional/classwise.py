@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from art_logits import _checks
 from art_logits._extras import require
 
 if TYPE_CHECKING:
@@ -134,15 +135,12 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
 
 
 def wilson_interval(hits: ArrayLike, support: ArrayLike, *, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Wilson score interval of a proportion, elementwise.
+    """Wilson score interval of a proportion (Wilson 1927), elementwise, by scipy.
 
-    With ``p = hits / support``, ``n = support`` and ``z`` the normal quantile of ``(1 + level) / 2``, the
-    ends are ``(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`` (Wilson 1927): unlike
-    the normal approximation it stays in ``[0, 1]`` and has a width at 0 and 1. Equal to
-    ``scipy.stats.binomtest(...).proportion_ci(method="wilson")``, without the test that comes with it.
+    Unlike the normal approximation it stays in ``[0, 1]`` and has a width at 0 and 1.
 
     Args:
-        hits: ``(...)``, from 0 to ``support``.
+        hits: ``(...)``, whole numbers from 0 to ``support``.
         support: ``(...)``, numbers of samples.
         level: coverage, in ``(0, 1)``.
 
@@ -150,22 +148,24 @@ def wilson_interval(hits: ArrayLike, support: ArrayLike, *, level: float = 0.95)
         Lower and upper ends, ``(...)`` each, in ``[0, 1]``; NaN where the support is 0.
 
     Raises:
-        ValueError: ``level`` is outside ``(0, 1)``, or ``hits`` outside ``[0, support]``.
+        ValueError: ``level`` is outside ``(0, 1)``, or ``hits`` outside ``[0, support]`` or not whole.
 
     >>> low, high = wilson_interval(5, 10)
     >>> round(float(low), 3), round(float(high), 3)
     (0.237, 0.763)
     """
-    count, total = _check_counts(hits, support, level)
-    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
-    share = ratio(count, total)
-    centre = ratio(count + z2 / 2, total + z2)
-    spread = np.sqrt(z2 * (share * (1 - share) * total + z2 / 4)) / (total + z2)
-    centre = np.where(total > 0, centre, np.nan)
-    # At 0 and 1 the ends are exact; rounding must not push them past.
-    low = np.where(count == 0, np.where(total > 0, 0.0, np.nan), centre - spread)
-    high = np.where(count == total, np.where(total > 0, 1.0, np.nan), centre + spread)
-    return low, high
+    count, total = np.broadcast_arrays(*_check_counts(hits, support, level))
+    # scipy takes one proportion at a time, with a test that costs 0.3 ms; of many classes few differ.
+    pairs, where = np.unique(np.stack([count.ravel(), total.ravel()], axis=1), axis=0, return_inverse=True)
+    ends = np.array([_wilson(int(k), int(n), level) for k, n in pairs]).reshape(-1, 2)[where.ravel()]
+    return ends[:, 0].reshape(count.shape), ends[:, 1].reshape(count.shape)
+
+
+def _wilson(count: int, total: int, level: float) -> tuple[float, float]:
+    if not total:
+        return float("nan"), float("nan")
+    interval = stats.binomtest(count, total).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def worst_class(values: ArrayLike) -> int | None:
@@ -326,9 +326,10 @@ def _present(values: ArrayLike) -> Floats:
 
 
 def _check_counts(hits: ArrayLike, support: ArrayLike, level: float) -> tuple[Floats, Floats]:
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+    _checks.level(level)
     count, total = np.asarray(hits, dtype=np.float64), np.asarray(support, dtype=np.float64)
+    if np.any(count != np.floor(count)) or np.any(total != np.floor(total)):
+        raise ValueError("hits, support: expected whole numbers of samples, got fractions")
     if np.any(count < 0) or np.any(count > total):
         raise ValueError("hits: expected counts from 0 to support, got some outside")
     return count, total
@@ -398,6 +399,44 @@ def mcnemar(only_a: int, only_b: int) -> float:
     if disagreements == 0:
         return 1.0
     return float(stats.binomtest(only_a, disagreements, 0.5).pvalue)
+
+
+def paired_difference_interval(
+    only_a: ArrayLike, only_b: ArrayLike, support: ArrayLike, *, level: float = 0.95
+) -> tuple[Floats, Floats]:
+    """Interval of the difference of two proportions of the same samples, elementwise.
+
+    Wald's interval with one sample added to each kind of disagreement (Bonett and Price 2012): with
+    ``a = (only_a + 1) / (n + 2)`` and ``b = (only_b + 1) / (n + 2)`` its ends are
+    ``b - a -+ z sqrt((a + b - (b - a)^2) / (n + 2))``. Fagerland, Lydersen and Laake (2014) recommend it for
+    small and large samples; it has a width where the two never disagree, which a bootstrap has not.
+
+    Args:
+        only_a: ``(...)``, samples that only the first gets right.
+        only_b: ``(...)``, samples that only the second gets right.
+        support: ``(...)``, all samples, ``n``.
+        level: coverage, in ``(0, 1)``.
+
+    Returns:
+        Lower and upper ends of the second proportion minus the first, ``(...)`` each, in ``[-1, 1]``; NaN
+        where the support is 0.
+
+    Raises:
+        ValueError: ``level`` is outside ``(0, 1)``, a count is negative, or there are more disagreements
+            than samples.
+
+    >>> low, high = paired_difference_interval(7, 1, 21)
+    >>> round(float(low), 3), round(float(high), 3)
+    (-0.508, -0.013)
+    """
+    _checks.level(level)
+    first, second, n = (np.asarray(values, dtype=np.float64) for values in (only_a, only_b, support))
+    if np.any(first < 0) or np.any(second < 0) or np.any(first + second > n):
+        raise ValueError("only_a, only_b: expected counts from 0 that sum to at most support, got others")
+    size = np.where(n > 0, n + 2, np.nan)
+    a, b = (first + 1) / size, (second + 1) / size
+    spread = stats.norm.ppf((1 + level) / 2) * np.sqrt((a + b - (b - a) ** 2) / size)
+    return (b - a - spread).clip(min=-1), (b - a + spread).clip(max=1)
 
 
 def holm(p_values: ArrayLike) -> Floats:

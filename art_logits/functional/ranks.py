@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from art_logits import _checks
 from art_logits._extras import require
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def rank_correlation(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Rank
         raise ValueError(
             f"b: expected one value per value of a, of shape {left.shape}, got shape {right.shape}"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+    _checks.level(level)
     both = ~(np.isnan(left) | np.isnan(right))
     left, right = left[both], right[both]
     n = len(left)

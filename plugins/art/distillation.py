@@ -17,6 +17,7 @@ from art_logits import _checks
 from art_logits.data import Data
 from art_logits.distill import settle, train_student
 from art_logits.training_loop import AUGMENTATIONS, DataSource, History, LoopRecipe, Part, Source, Team
+from art_logits.types import Bounds
 
 from .estimators import TorchLogits, check, is_torch, logits_of
 from .evasion import as_inputs, class_indices, drawn_seed
@@ -194,7 +195,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _data(self, x: Array, y: Array) -> Data:
         inputs, labels = _tensors(x, y, self._classifier)
         limits = (-np.inf, np.inf)  # an attack looks after its own
-        return Data(lambda rows: inputs[rows], labels, name="arrays", bounds=limits)
+        _checks.inputs(inputs, Bounds(*limits))
+        return Data(lambda rows: inputs[rows], labels, name="arrays", bounds=limits, checked=True)
 
 
 class _GeneratorSource:

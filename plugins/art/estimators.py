@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -248,7 +248,8 @@ class TorchLogits(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs ``(N, ...)`` as the classifier's ``predict`` takes them -> its last output ``(N, C)``."""
         # cuDNN's recurrent layers have no backward pass in eval mode; the native ones do.
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not self.classifier.is_rnn):
+        native = torch.backends.cudnn.flags(enabled=False) if self.classifier.is_rnn else nullcontext()
+        with native:
             output: Tensor = self.network(self._preprocessed(inputs))[-1]
         if output.ndim == 1 or output.shape[1] == 1:
             return self._of_two_classes(output.reshape(-1, 1))

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -55,11 +57,14 @@ def test_counts_refuse(hits, labels, num_classes, message):
 
 
 @given(st.integers(1, 400), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_matches_scipy(support, data, level):
+def test_wilson_solves_its_equation(support, data, level):
+    """The ends are the shares p with |hits / n - p| = z sqrt(p (1 - p) / n)."""
     hits = data.draw(st.integers(0, support))
     low, high = classwise.wilson_interval(hits, support, level=level)
-    expected = stats.binomtest(hits, support).proportion_ci(level, method="wilson")
-    assert (float(low), float(high)) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+    share = hits / support
+    roots = np.roots([1 + z2 / support, -2 * share - z2 / support, share**2])
+    assert (float(low), float(high)) == pytest.approx(sorted(roots), abs=1e-7)
     assert 0 <= low <= hits / support <= high <= 1
 
 
@@ -68,6 +73,8 @@ def test_wilson_of_arrays_has_nan_for_no_samples():
     assert np.isnan([low[0], high[0]]).all()
     assert high[1] == 1.0
     assert low[2] == pytest.approx(1 - high[2])
+    assert [end.shape for end in classwise.wilson_interval(np.ones((2, 3)), 4)] == [(2, 3)] * 2
+    assert [end.shape for end in classwise.wilson_interval([], [])] == [(0,)] * 2
 
 
 @pytest.mark.parametrize(
@@ -77,6 +84,7 @@ def test_wilson_of_arrays_has_nan_for_no_samples():
         (1, 2, 0.0, "level: expected"),
         (3, 2, 0.95, "hits: expected counts from 0 to support"),
         (-1, 2, 0.95, "hits: expected counts from 0 to support"),
+        (0.5, 2, 0.95, "hits, support: expected whole numbers of samples, got fractions"),
     ],
 )
 def test_wilson_refuses(hits, support, level, message):
@@ -115,6 +123,49 @@ def test_mcnemar_by_hand(only_a, only_b, expected):
     assert classwise.mcnemar(only_a, only_b) == pytest.approx(expected)
 
 
+def test_paired_interval_of_a_published_example():
+    """Bentur et al. 2009, as in Fagerland, Lydersen and Laake 2014: 7 and 1 of 21 children change."""
+    # a = 8 / 23, b = 2 / 23: -6 / 23 -+ 1.96 sqrt((10 / 23 - 36 / 529) / 23)
+    low, high = classwise.paired_difference_interval([7, 0], [1, 0], [21, 0])
+    assert [low[0], high[0]] == pytest.approx([-0.50836, -0.01338], abs=1e-5)
+    assert np.isnan([low[1], high[1]]).all()
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 60), st.sampled_from([0.8, 0.95]))
+def test_paired_interval_holds_the_difference_and_is_antisymmetric(only_a, only_b, both, level):
+    n = only_a + only_b + both
+    if not n:
+        return
+    low, high = classwise.paired_difference_interval(only_a, only_b, n, level=level)
+    assert -1 <= low <= (only_b - only_a) / n <= high <= 1
+    assert low < high
+    turned = classwise.paired_difference_interval(only_b, only_a, n, level=level)
+    assert (-turned[1], -turned[0]) == pytest.approx((low, high))
+
+
+def test_paired_interval_is_that_of_a_bootstrap_where_samples_are_many(rng):
+    change = np.repeat([-1, 0, 1], [120, 700, 180])
+    reference = stats.bootstrap((change,), np.mean, method="percentile", rng=rng).confidence_interval
+    interval = classwise.paired_difference_interval(120, 180, 1000)
+    assert interval == pytest.approx(tuple(reference), abs=0.004)
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.05), (0.0, 0.02), (0.2, 0.05)])
+def test_paired_interval_covers_the_true_difference(shares, rng):
+    counts = rng.multinomial(40, [*shares, 1 - sum(shares)], size=2000)
+    low, high = classwise.paired_difference_interval(counts[:, 0], counts[:, 1], 40)
+    truth = shares[1] - shares[0]
+    assert ((low <= truth) & (truth <= high)).mean() > 0.94
+
+
+def test_paired_interval_refuses():
+    with pytest.raises(ValueError, match="level: expected a coverage between 0 and 1, got 1"):
+        classwise.paired_difference_interval(1, 1, 2, level=1)
+    for counts in ((-1, 0, 3), (0, -1, 3), (2, 2, 3)):
+        with pytest.raises(ValueError, match="only_a, only_b: expected counts from 0 that sum to at most"):
+            classwise.paired_difference_interval(*counts)
+
+
 def test_holm_by_hand():
     # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; the last is raised to 0.06.
     assert classwise.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -122,6 +173,16 @@ def test_holm_by_hand():
 
 def test_holm_does_not_count_tests_that_were_not_made():
     assert classwise.holm([np.nan, 0.02, 0.9]) == pytest.approx([np.nan, 0.04, 0.9], nan_ok=True)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_with_bonferronis(p_values):
+    """A hypothesis falls if every set of hypotheses that holds it does, by Bonferroni's test of the set."""
+    each = range(len(p_values))
+    sets = [chosen for size in each for chosen in itertools.combinations(each, size + 1)]
+    local = {chosen: min(1.0, len(chosen) * min(p_values[i] for i in chosen)) for chosen in sets}
+    expected = [max(p for chosen, p in local.items() if i in chosen) for i in each]
+    assert classwise.holm(p_values) == pytest.approx(expected)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

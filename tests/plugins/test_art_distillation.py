@@ -331,6 +331,7 @@ def test_a_defence_in_training_only_is_refused() -> None:
             r"y must have one column per class, 10, got shape \(100, 9\)",
         ),
         ({"y": np.zeros(99, int)}, ValueError, "x and y must have the same length, got 100 and 99"),
+        ({"x": np.full((100, 1, 8, 8), np.nan)}, ValueError, "inputs must not contain NaN"),
         ({"nb_epochs": 0}, ValueError, "nb_epochs must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"precision": "auto"}, ValueError, "precision must be one of float32, bfloat16"),
