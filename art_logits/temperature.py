@@ -46,6 +46,28 @@ def gap(logits: Tensor, step: int = 0) -> Tensor:
     return torch.where(guarded > 0, guarded, torch.ones_like(guarded))
 
 
+def scaled_gap(logits: Tensor, step: int = 0, *, scale: float) -> Tensor:
+    """A multiple of :func:`gap`: below 1 nearer the margin, above 1 more weight on all wrong classes.
+
+    As scale-invariant as the gap itself. Give it to an attack as ``partial(scaled_gap, scale=0.5)``.
+
+    Args:
+        logits: ``(N, C)``, ``C >= 2``.
+        step: ignored.
+        scale: > 0.
+
+    Returns:
+        ``(N,)``, > 0.
+
+    Raises:
+        ValueError: a scale that is not positive.
+
+    >>> scaled_gap(torch.tensor([[4.0, 1.0, 0.0]]), scale=0.5)
+    tensor([1.5000])
+    """
+    return gap(logits) * _checks.number("scale", scale, above=0.0)
+
+
 #: A policy as the loop calls it: detached logits ``(N, C)``, each sample's own step ``(N,)`` -> ``(N,)``.
 Resolved = Callable[[Tensor, Tensor], Tensor]
 

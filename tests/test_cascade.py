@@ -277,11 +277,26 @@ def test_strong_keeps_to_its_budget(passes, seed):
     assert longer.stages[: len(attack.stages)] == attack.stages
 
 
-def test_strong_aims_at_nine_classes_by_default():
+def test_strong_takes_turns_in_losses_temperatures_first_steps_and_targets():
     attack = strong()
-    assert sum(part.targeted for part in attack.stages) == 9
+    assert sum(part.targeted for part in attack.stages) == 3
     assert {part.loss for part in attack.stages} == {"cross_entropy", "margin"}
+    scales = {part.temperature.keywords["scale"] for part in attack.stages if callable(part.temperature)}
+    assert scales == {0.25, 0.5, 2.0}
+    firsts = {round(part.step_size(0, 20) / attack.eps, 6) for part in attack.stages[1:]}
+    assert firsts == {0.75, 1.0, 1.5}
     assert attack.eps == 8 / 255
+
+
+def test_no_turn_of_strong_sees_the_scale_of_the_logits(net, images, predict):
+    x = images(24)
+    labels = predict(net, x)
+    attack = strong(eps=EPS, passes=470, precision="float32", fuse=False)
+    plain = attack(net, x, labels)
+    louder = attack(lambda points: 1024 * net(points), x, labels)
+    assert 0 < int(plain.success.sum()) < len(x)
+    assert torch.equal(louder.adv_inputs, plain.adv_inputs)
+    assert torch.equal(louder.logits, 1024 * plain.logits)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.2), ("L1", 1.0), ("Linf", 0.0)])
@@ -302,7 +317,7 @@ def test_strong_breaks_what_the_default_breaks_and_costs_what_it_says(curved, im
 
 
 def test_first_steps_are_in_the_unit_of_the_inputs():
-    cosine = strong(eps=0.3).stages[2].step_size
+    cosine = strong(eps=0.2).stages[2].step_size
     assert callable(cosine)
     assert [round(cosine(step, 4), 4) for step in range(4)] == [0.3, 0.2561, 0.15, 0.0439]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from art_logits.temperature import gap, resolve
+from art_logits.temperature import gap, resolve, scaled_gap
 
 LOGITS = torch.tensor([[4.0, 1.0, 0.0], [0.0, 5.0, 4.5], [-1.0, -2.0, -4.0]])
 STEPS = torch.tensor([0, 2, 1])
@@ -31,6 +31,24 @@ def test_gap_is_the_difference_of_the_two_largest_logits(rows: np.ndarray) -> No
     np.testing.assert_array_equal(found[clear], expected[clear])
     assert (found > 0).all()
     assert np.isfinite(found).all()
+
+
+def test_a_scaled_gap_weights_the_wrong_classes_between_margin_and_mean() -> None:
+    logits = torch.tensor([[4.0, 3.0, 0.0]], dtype=torch.float64)
+    np.testing.assert_allclose(scaled_gap(logits, scale=0.25), [0.25])
+    shares = {}
+    for scale in (0.01, 1.0, 100.0):
+        tempered = logits / scaled_gap(logits, 3, scale=scale)[:, None]
+        shares[scale] = float(tempered[:, 1:].softmax(dim=1)[0, 0])
+    assert shares[0.01] == pytest.approx(1.0)
+    assert shares[1.0] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert shares[100.0] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_scaled_gap_needs_a_positive_scale(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale must be"):
+        scaled_gap(LOGITS, scale=scale)
 
 
 @given(logit_rows, st.integers(-40, 40))
