@@ -160,18 +160,7 @@ class Data:
             raise ValueError(f"n must be at most {len(self)}, the samples of {self.name}, got {n}")
         kept = np.arange(n) if sampling == "first" else self._balanced(n, seed)
         index = torch.from_numpy(kept)
-        return Data(
-            self._source,
-            self.labels[index],
-            name=self.name,
-            ids=self.ids[index],
-            class_names=self.class_names,
-            default_eps=self.default_eps,
-            bounds=self.bounds,
-            positions=self._positions[index],
-            notes=self.notes,
-            checked=self._checked,
-        )
+        return self._like(labels=self.labels[index], ids=self.ids[index], positions=self._positions[index])
 
     def _balanced(self, n: int, seed: int) -> Array:
         """Indices of a class-balanced subset, ascending."""
@@ -185,18 +174,28 @@ class Data:
 
     def with_ids(self, ids: Tensor | Array | Sequence[int]) -> Data:
         """The same samples under other ids, ``(N,)`` distinct integers."""
-        return Data(
-            self._source,
-            self.labels,
-            name=self.name,
-            ids=torch.from_numpy(_checks.sample_ids(ids, len(self))),
-            class_names=self.class_names,
-            default_eps=self.default_eps,
-            bounds=self.bounds,
-            positions=self._positions,
-            notes=self.notes,
-            checked=self._checked,
-        )
+        return self._like(ids=torch.from_numpy(_checks.sample_ids(ids, len(self))))
+
+    def in_memory(self) -> Data:
+        """The same samples, read once: image files are else decoded again in each pass over the data."""
+        inputs, _ = self.batch(slice(None))
+        return self._like(source=lambda positions: inputs[positions], positions=None, checked=True)
+
+    def _like(self, **changed: Any) -> Data:
+        """These data but for some arguments."""
+        kept = {
+            "source": self._source,
+            "labels": self.labels,
+            "name": self.name,
+            "ids": self.ids,
+            "class_names": self.class_names,
+            "default_eps": self.default_eps,
+            "bounds": self.bounds,
+            "positions": self._positions,
+            "notes": self.notes,
+            "checked": self._checked,
+        }
+        return Data(**{**kept, **changed})
 
     def fingerprint(self) -> str:
         """sha256, in hex, of ids, labels, shape and pixels: reads all of the data, and so checks it too."""

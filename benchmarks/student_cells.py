@@ -60,7 +60,7 @@ class Study:
             train = train.subset(config["n_train"], seed=0)
         if config["n_test"] < len(test):
             test = test.subset(config["n_test"], seed=0)
-        return cls(config, decoded(train), decoded(test), parse_number(config["eps"]))
+        return cls(config, train.in_memory(), test.in_memory(), parse_number(config["eps"]))
 
     def teacher(self, name: str) -> nn.Module:
         """A teacher of the config."""
@@ -99,21 +99,6 @@ class Study:
     def epochs(self, cell: dict[str, Any]) -> int:
         """As many as the passes allow: forward and backward passes of the student per training sample."""
         return max(1, round(self.config["passes"] / passes_per_epoch(cell, self.config["inner_steps"])))
-
-
-def decoded(data: Data) -> Data:
-    """The same samples, with their inputs in memory: image files are else decoded again in each epoch."""
-    inputs, labels = data.batch(slice(None))
-    return Data(
-        lambda positions: inputs[positions],
-        labels,
-        name=data.name,
-        ids=data.ids,
-        class_names=data.class_names,
-        default_eps=data.default_eps,
-        bounds=data.bounds,
-        notes=data.notes,
-    )
 
 
 def passes_per_epoch(cell: dict[str, Any], steps: int) -> int:

@@ -372,6 +372,22 @@ def test_dataset_class_names_come_along():
     )
 
 
+def test_in_memory_the_source_is_asked_once():
+    asked = []
+
+    def source(rows):
+        asked.append(len(rows))
+        return rows.float().unsqueeze(1) / 10
+
+    part = Data(source, torch.tensor([0, 1, 0, 1]), name="four", ids=torch.tensor([7, 8, 9, 6])).subset(3)
+    held = part.in_memory()
+    assert asked == [3]
+    assert held.ids.tolist() == part.ids.tolist()
+    assert torch.equal(held.batch([2, 0])[0], part.batch([2, 0])[0])
+    assert held.fingerprint() == part.fingerprint()
+    assert asked[:2] == [3, 2]
+
+
 def test_what_a_source_gives_is_looked_at_unless_it_is_known():
     labels = torch.tensor([0, 1, 0])
     for checked in (False, True):
