@@ -18,7 +18,7 @@ check of ball and bounds; what it takes is in nobody's time.
 **Limit.** ``time / limit`` divides an attack's time by the bare cost of the passes it made: one forward and
 backward pass of the same prepared model at the same batch size for each of its gradients, and a float32
 forward pass of the original model for each of its other passes, timed right after the attack. 1.00 is an
-engine that costs nothing.
+engine that costs nothing; ours goes below where it cuts the batch into passes that are cheaper per sample.
 
 **Trained briefly**: ResNet-18 and the vision transformer are too large for the repository. They get a few
 epochs of PGD-AT on 1000 images on the spot, from a fixed seed (``runs/benchmarks/models`` keeps them). They
