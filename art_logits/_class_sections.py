@@ -11,7 +11,7 @@ from art_logits import figures
 from art_logits._page import COLOURS, Picture, Row, Table, draw, folded, some
 from art_logits._text import interval, middle, percent, points, printable, span
 from art_logits.analysis import AttackGain, ClasswiseReport
-from art_logits.functional.classwise import ratio
+from art_logits.functional.classwise import ratio, wilson_interval
 from art_logits.functional.ranks import RankCorrelation, rank_correlation
 from art_logits.records import ModelName, Records
 
@@ -43,7 +43,7 @@ def overall_cells(report: ClasswiseReport) -> list[str]:
 
 def class_table(classes: ClasswiseReport) -> Table:
     """The classes with everything that is known of their accuracy."""
-    heads = ["class", "samples", "clean", *classes.attacks, "all attacks", "95 % interval", "turned"]
+    heads = ["class", "samples", "clean", *classes.attacks, "all attacks", "95 % interval", "success rate"]
     turned = 1 - ratio(classes.robust, classes.clean)
     rows = [
         Row(name, [*class_cells(classes, index), percent(turned[index])], _mark(classes, index))
@@ -168,27 +168,26 @@ def _reports(classes: ClasswiseReport) -> list[tuple[ModelName, ClasswiseReport]
 
 
 def _attack_table(records: Records, classes: ClasswiseReport) -> Table:
-    heads = ["attack", "robust", "forward", "backward"]
-    if classes.reference is not None:
-        heads += ["reference robust", "reference forward", "reference backward"]
+    heads = ["attack", "on", "robust", "95 % interval", "success rate", "forward passes", "backward passes"]
     rows = [
-        Row(
-            attack,
-            [
-                cell
-                for model, report in _reports(classes)
-                for cell in _attack_cells(records, report, model, attack)
-            ],
-        )
+        Row(attack, [model, *_attack_cells(records, report, model, attack)])
+        for model, report in _reports(classes)
         for attack in records.attacks
     ]
     return Table("Attacks", heads, rows)
 
 
 def _attack_cells(records: Records, report: ClasswiseReport, model: ModelName, attack: str) -> list[str]:
-    prefix = records.prefix(model)
+    prefix, robust = records.prefix(model), report.attack_accuracies[attack]
+    low, high = wilson_interval(round(robust * len(records)), len(records))
+    success = 1 - float(ratio(robust, report.clean_accuracy))
     passes = [records.column(f"{prefix}{attack}.{kind}").mean() for kind in ("forwards", "backwards")]
-    return [percent(report.attack_accuracies[attack]), *(f"{value:.1f}" for value in passes)]
+    return [
+        percent(robust),
+        interval(float(low), float(high)),
+        percent(success),
+        *(f"{value:.1f}" for value in passes),
+    ]
 
 
 def _curve(report: ClasswiseReport, model: str) -> Picture:

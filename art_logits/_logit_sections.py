@@ -9,13 +9,14 @@ import numpy as np
 from art_logits import figures
 from art_logits._class_sections import class_name, rank_cells
 from art_logits._page import COLOURS, FOLD, Picture, Row, Table, draw, folded, png_uri
-from art_logits._text import percent, span
+from art_logits._text import percent, significant, span
 from art_logits.album import KINDS
 from art_logits.analysis import LogitReport, Statistics
 from art_logits.functional.ranks import RankCorrelation
 from art_logits.logit_analysis import (
     class_statistics,
     confidence_correlation,
+    fall_intervals,
     fall_predictors,
     reference_differences,
     wrong_class_agreement,
@@ -71,7 +72,7 @@ def _medians(logit: LogitReport, quantity: str) -> str:
 
 
 def _statistics_table(logit: LogitReport) -> Table:
-    heads = ["quantity", "model", "condition", "mean", "std", "5 %", "median", "95 %"]
+    heads = ["quantity", "model", "condition", "mean", "std", "5 % quantile", "median", "95 % quantile"]
     rows = [
         Row(label, [model, condition, *_numbers(quantities[quantity])])
         for quantity, label in figures.QUANTITY_LABELS.items()
@@ -82,7 +83,7 @@ def _statistics_table(logit: LogitReport) -> Table:
 
 
 def _numbers(values: Statistics) -> list[str]:
-    return [_short(value) for value in values]
+    return [significant(value) for value in values]
 
 
 def _class_table(records: Records, logit: LogitReport) -> Table:
@@ -94,16 +95,12 @@ def _class_table(records: Records, logit: LogitReport) -> Table:
         for condition in means.index.get_level_values("condition").unique()
     }
     rows = [
-        Row(name, [_short(values[index]) for values in columns.values()])
+        Row(name, [significant(values[index]) for values in columns.values()])
         for index, name in enumerate(records.class_names)
     ]
     margins = next(values for head, values in columns.items() if head.startswith("margin"))
     about = f"The 15 smallest and the 5 largest mean margins of {len(rows)} classes; all of them below."
     return folded(Table("Means by class", ["class", *columns], rows), margins.tolist(), about)
-
-
-def _short(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3g}"
 
 
 def _fixed(value: float) -> str:
@@ -113,7 +110,7 @@ def _fixed(value: float) -> str:
 def _difference_table(records: Records, logit: LogitReport) -> Table:
     frame = reference_differences(records, logit=logit)
     rows = [
-        Row(figures.QUANTITY_LABELS[quantity], [condition, f"{difference:+.3g}", _ends(low, high)])
+        Row(figures.QUANTITY_LABELS[quantity], [condition, significant(difference, "+"), _ends(low, high)])
         for condition, quantity, difference, low, high in frame.itertuples(index=False)
     ]
     return Table("Model minus reference", ["quantity", "condition", "mean difference", "95 % interval"], rows)
@@ -125,7 +122,7 @@ def _class_differences(records: Records, logit: LogitReport) -> Table | None:
         return None
     frame = reference_differences(records, by_class=True, logit=logit)
     frame["cell"] = [
-        "-" if np.isnan(difference) else f"{difference:+.3g} ({_ends(low, high)})"
+        "-" if np.isnan(difference) else f"{significant(difference, '+')} ({_ends(low, high)})"
         for difference, low, high in frame[["difference", "low", "high"]].itertuples(index=False)
     ]
     # By position: two classes may have one name.
@@ -145,7 +142,7 @@ def _class_differences(records: Records, logit: LogitReport) -> Table | None:
 
 
 def _ends(low: float, high: float) -> str:
-    return "-" if np.isnan(low) else f"{low:.3g} to {high:.3g}"
+    return "-" if np.isnan(low) else f"{significant(low)} to {significant(high)}"
 
 
 # ---- model against reference, sample by sample -----------------------------------------------------------
@@ -181,7 +178,8 @@ def _scatter(logit: LogitReport, condition: str, spearman: float) -> Picture:
         (3.6, 3.6),
         plot,
         f"Scatter of the {condition} confidences of model and reference: Spearman {span(spearman, spearman)}",
-        f"{condition.capitalize()}{own}. {shown}Below the dashed line the reference is the surer one.",
+        f"{condition.capitalize()}{own}. {shown}Below the dashed line the reference is the surer one. Falls: "
+        "the model is wrong without an attack or under one.",
     )
 
 
@@ -211,10 +209,12 @@ def fall_section(records: Records, logit: LogitReport) -> dict[str, Any] | None:
         model: fall_predictors(records, model, by_class=model == "model", logit=logit) for model in models
     }
     labels = figures.QUANTITY_LABELS
+    intervals = [fall_intervals(records, model, logit=logit) for model in models]
     overall = [
-        Row(label, [_fixed(frame[quantity].iloc[0]) for frame in frames.values()])
-        for quantity, label in labels.items()
+        Row(label, [cell for frame in intervals for cell in _auroc_cells(frame.loc[index])])
+        for index, label in enumerate(labels.values())
     ]
+    heads = [head for model in models for head in (model, f"95 % interval of the {model}")]
     frame = frames["model"].iloc[1:]
     rows = [
         Row(str(name), [str(n), str(falls), *map(_fixed, values)])
@@ -224,9 +224,18 @@ def fall_section(records: Records, logit: LogitReport) -> dict[str, Any] | None:
     margins = frame["margin"].to_numpy(dtype=float)
     about = f"The 15 lowest and the 5 highest AUROC of the margin of {len(rows)} classes; all of them below."
     return {
-        "overall": Table("AUROC over all classes", ["quantity", *models], overall),
+        "overall": Table("AUROC over all classes", ["quantity", *heads], overall),
+        "counts": [_fall_counts(model, frame.iloc[0]) for model, frame in frames.items()],
         "by_class": folded(by_class, margins.tolist(), about),
     }
+
+
+def _auroc_cells(row: Any) -> list[str]:
+    return [_fixed(row["auroc"]), "-" if np.isnan(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}"]
+
+
+def _fall_counts(model: str, row: Any) -> str:
+    return f"The {model}: {row['falls']} of {row['n']} samples fall."
 
 
 # ---- pictures --------------------------------------------------------------------------------------------

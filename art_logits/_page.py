@@ -10,8 +10,10 @@ import base64
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +40,8 @@ FOLD = 60
 """Rows that a table shows at once; of a longer one the ends are shown, and the whole is folded away."""
 _FIRST, _LAST = 15, 5
 _LARGE = 40  # rem: a heat map of more than 14 classes
+# A number, or the dash or nothing that stands for a missing one; as in page.js, which sorts by it.
+_NUMBER = re.compile(r"[<+]?-?\d|-?$")
 
 
 class Row(NamedTuple):
@@ -73,6 +77,14 @@ class Table:
     total: Row | None = None
     excerpt: Sequence[Row] = field(default=())
     about: str = ""
+
+    @cached_property
+    def words(self) -> frozenset[int]:
+        """Columns of words, counted from 0 after the names: they are read from the left."""
+        columns = zip(*(row.cells for row in self.rows), strict=True)
+        return frozenset(
+            index for index, cells in enumerate(columns) if not all(_NUMBER.match(cell) for cell in cells)
+        )
 
 
 def folded(table: Table, values: Sequence[float], about: str) -> Table:
@@ -132,7 +144,10 @@ def _svg(figure: Figure, description: str) -> markupsafe.Markup:
     """The figure as inline SVG in the page's colours, with a description for screen readers."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with warnings.catch_warnings():
+        # The browser draws the text, in a font that has the character.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     for sentinel, colour in _THEME.items():
         svg = svg.replace(sentinel, colour)
@@ -172,6 +187,7 @@ def fill(name: str, **values: Any) -> str:
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_unbroken,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -182,6 +198,15 @@ def fill(name: str, **values: Any) -> str:
         script=markupsafe.Markup(script), script_hash=f"sha256-{digest}", **values
     )
     return page
+
+
+def _unbroken(value: Any) -> Any:
+    r"""Text whose percent signs stay with their numbers; markup is left alone.
+
+    >>> _unbroken("95 % interval") == "95\xa0% interval"
+    True
+    """
+    return re.sub(r"(?<=\d) %", "\xa0%", value) if type(value) is str else value
 
 
 def _template(file: str) -> str:

@@ -91,6 +91,17 @@ def _line(cells: list[str], widths: list[int]) -> str:
     return "  ".join(padded)
 
 
+def significant(value: float, sign: str = "") -> str:
+    """A number with three digits that count, all of them shown; a dash for NaN.
+
+    >>> significant(2.0), significant(1234.5), significant(0.5, "+"), significant(float("nan"))
+    ('2.00', '1234', '+0.500', '-')
+    """
+    if np.isnan(value):
+        return "-"
+    return f"{value:{sign}.0f}" if abs(value) >= 1000 else f"{value:{sign}#.3g}".rstrip(".")
+
+
 def points(value: float) -> str:
     """A difference of fractions in percentage points, with its sign; a dash for NaN.
 

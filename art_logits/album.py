@@ -28,11 +28,11 @@ else:
 __all__ = ["KINDS", "THUMBNAIL_SIZE", "Album", "png"]
 
 KINDS = {
-    "above_reference": "Much more confident than the reference",
-    "below_reference": "Much less confident than the reference",
+    "above_reference": "More confident than the reference: the largest differences",
+    "below_reference": "Less confident than the reference: the largest differences",
     "confident_falls": "Sure without an attack, turned by one",
     "unsure_falls": "Unsure already without an attack, turned by one",
-    "confident_errors": "Surest of what an attack turned them into",
+    "confident_errors": "Turned by an attack, and surest of the wrong class",
     "unsure_stands": "Unsure, yet no attack turns them",
 }
 """What a sample is shown for, and how a report calls it."""

@@ -18,7 +18,7 @@ from art_logits import figures
 from art_logits._extras import require
 from art_logits._files import write_atomically
 from art_logits._page import COLOURS, Picture, Row, Table, draw, fill, folded
-from art_logits._provenance import name_of, provenance
+from art_logits._provenance import name_of, provenance, threat
 from art_logits._text import aligned, middle, percent, points, points_span, printable, span
 from art_logits.analysis import Comparison, compare
 from art_logits.records import Records
@@ -31,6 +31,7 @@ else:
 __all__ = [
     "compare_all",
     "comparison_frame",
+    "comparison_warnings",
     "format_comparison",
     "render_comparison",
     "write_changes",
@@ -40,7 +41,9 @@ __all__ = [
 _MAX_TERMINAL_ROWS = 50
 _LEVEL = 0.05
 _HEADS = ["class", "n", "baseline", "this run", "difference", "95 %"]
-_HEADS += ["only baseline", "only this", "p", "p (Holm)"]
+_PAGE_HEADS = ["class", "samples", "baseline", "this run", "difference (points)", "95 % interval (points)"]
+_HEADS += (_TESTS := ["only baseline", "only this", "p", "p (Holm)"])
+_PAGE_HEADS += _TESTS
 
 
 def compare_all(runs: Mapping[str, Records]) -> dict[str, Comparison]:
@@ -135,6 +138,30 @@ def write_comparison(runs: Mapping[str, Records], out: Path) -> dict[str, Compar
     write_atomically(out / "comparison.csv", table.encode())
     write_atomically(out / "comparison.html", page.encode())
     return comparisons
+
+
+def comparison_warnings(runs: Mapping[str, Records]) -> list[str]:
+    """What must be known before trusting a comparison.
+
+    Args:
+        runs: by name.
+
+    Returns:
+        Sentences: whether the attacks of the runs may change the inputs by unequal amounts, and whether some
+        run lacks samples that another has.
+    """
+    allowed = {name: threat(records) for name, records in runs.items() if threat(records)}
+    sizes = {name: len(records) for name, records in runs.items()}
+    found = []
+    if len(set(allowed.values())) > 1:
+        each = "; ".join(f"{name}: {text}" for name, text in allowed.items())
+        found.append(
+            f"The runs have different threat models, so differences are not the models' alone ({each})."
+        )
+    if len(set(sizes.values())) > 1:
+        each = ", ".join(f"{name}: {count}" for name, count in sizes.items())
+        found.append(f"The runs have different numbers of samples; only shared ones are compared ({each}).")
+    return found
 
 
 def write_changes(comparisons: Mapping[str, Comparison], out: Path) -> list[Path]:
@@ -252,7 +279,7 @@ def _figure(index: int, comparison: Comparison) -> Picture:
 
 def _table(comparison: Comparison) -> Table:
     overall = Row("overall", _overall(comparison))
-    table = Table("Classes", _HEADS, _rows(comparison), overall)
+    table = Table("Classes", _PAGE_HEADS, _rows(comparison), overall)
     about = f"The 15 largest losses and the 5 largest gains of {len(table.rows)} classes; all of them below."
     return folded(table, comparison.difference.tolist(), about)
 
@@ -266,7 +293,7 @@ def _page(runs: Mapping[str, Records], comparisons: Mapping[str, Comparison]) ->
             "changed": _changed(comparison),
             "figure": _figure(index, comparison),
             "table": _table(comparison),
-            "ranks": _ranks(comparison),
+            "ranks": f"R{_ranks(comparison)[1:]}.",
         }
         for index, (name, comparison) in enumerate(comparisons.items())
     ]
@@ -278,19 +305,22 @@ def _page(runs: Mapping[str, Records], comparisons: Mapping[str, Comparison]) ->
     return fill(
         "comparison.html.j2",
         title=f"Comparison with {baseline}",
-        overview=overview if len(runs) > 2 else None,
+        overview=overview,
+        cautions=comparison_warnings(runs),
         sections=sections,
         made=made,
     )
 
 
-_RUN_HEADS = ["run", "model", "attacks", "samples", "clean", "robust"]
+_RUN_HEADS = ["run", "model", "attacks", "samples", "clean", "robust", "threat model"]
 
 
 def _run_row(name: str, records: Records) -> Row:
     attacks = ", ".join(records.attacks) or "none"
     accuracies = [percent(float(outcome.mean())) for outcome in (records.correct(), records.robust())]
-    return Row(name, [name_of(records, "model"), attacks, str(len(records)), *accuracies])
+    return Row(
+        name, [name_of(records, "model"), attacks, str(len(records)), *accuracies, threat(records) or "-"]
+    )
 
 
 def _origin(records: Records) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
+    from matplotlib.ticker import ScalarFormatter
 
     from art_logits.analysis import ClasswiseReport, Comparison, LogitReport
     from art_logits.records import Records
@@ -34,6 +35,7 @@ else:
     matplotlib = require("matplotlib", extra="evaluate")
     Figure = require("matplotlib.figure", extra="evaluate").Figure
     Rectangle = require("matplotlib.patches", extra="evaluate").Rectangle
+    ScalarFormatter = require("matplotlib.ticker", extra="evaluate").ScalarFormatter
 
 __all__ = [
     "MAX_BARS",
@@ -68,6 +70,7 @@ MAX_CELLS = 20
 MAX_POINTS = 2000
 """Samples in a scatter plot; of more, this many at equal distances in the records."""
 _BINS = 40
+_MANY_TIMES = 5
 PANEL = (4.4, 2.7)
 """Width and height in inches of a histogram or a curve."""
 SQUARE = (3.6, 3.6)
@@ -394,7 +397,8 @@ def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: P
 
     A line starts at the clean accuracy and falls where the attack's forward passes turned samples; the sooner
     and the deeper, the stronger. An attack that takes all of its steps on every sample has one step at its
-    end. Dashed line: robust accuracy under all attacks together.
+    end. Dashed line: robust accuracy under all attacks together. Where one attack spends five times the
+    passes of another or more, the passes have a logarithmic scale.
 
     Args:
         report: of :func:`~art_logits.analysis.classwise_report`.
@@ -418,7 +422,12 @@ def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: P
             label=middle(printable(name), 32),
         )
     ax.axhline(100 * report.robust_accuracy, color=_ink(), linewidth=1, linestyle="--", alpha=0.7)
-    ax.set(xlabel="forward passes per sample", ylabel="still right (%)")
+    ax.set(xlabel="forward passes per sample", ylabel="still right (%)", ylim=(0, None))
+    ends = [int(curve.forwards[-1]) for curve in report.strength.values()]
+    if ends and max(ends) >= _MANY_TIMES * min(ends):
+        # Next to an attack with thousands of passes one with twenty is no more than a line at the edge.
+        ax.set_xscale("symlog", linthresh=1)
+        ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.set_xlim(left=0)
     return ax
 

@@ -16,7 +16,7 @@ from art_logits import _checks
 from art_logits._extras import require
 from art_logits.analysis import LogitReport, Samples, logit_report
 from art_logits.functional.classwise import ratio
-from art_logits.functional.ranks import RankCorrelation, rank_correlation
+from art_logits.functional.ranks import RankCorrelation, auroc_interval, rank_correlation
 from art_logits.records import ModelName, Records
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ else:
 __all__ = [
     "class_statistics",
     "confidence_correlation",
+    "fall_intervals",
     "fall_predictors",
     "reference_differences",
     "wrong_class_agreement",
@@ -193,6 +194,36 @@ def fall_predictors(
     for index, name in enumerate(records.class_names if by_class else []):
         rows.append(_predictor_row(name, right & (labels == index), stands, values))
     frame: pd.DataFrame = pd.DataFrame(rows)
+    return frame
+
+
+def fall_intervals(
+    records: Records, model: ModelName = "model", *, level: float = 0.95, logit: LogitReport | None = None
+) -> pd.DataFrame:
+    """The AUROCs of :func:`fall_predictors` over all classes, with their intervals.
+
+    Args:
+        records: of an evaluation.
+        model: ``"model"`` or ``"reference"``.
+        level: coverage, in ``(0, 1)``.
+        logit: of :func:`~art_logits.analysis.logit_report` of these records, where it is at hand already.
+
+    Returns:
+        One row per quantity of :data:`~art_logits.analysis.LOGIT_QUANTITIES`: columns ``quantity, auroc, low,
+        high`` (:func:`~art_logits.functional.ranks.auroc_interval`); NaN where all stand or all fall.
+
+    Raises:
+        ValueError: there is no such model, or ``level`` is outside ``(0, 1)``.
+    """
+    records.prefix(model)  # refuses a model that is not there
+    values = (logit or logit_report(records)).samples[model]["clean"]
+    right, stands = records.correct(model), records.robust(model)
+    scores = _predictor_row("", right, stands, values)
+    rows = [
+        (quantity, scores[quantity], *auroc_interval(array[right], stands[right], level=level))
+        for quantity, array in values.items()
+    ]
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=["quantity", "auroc", "low", "high"])
     return frame
 
 

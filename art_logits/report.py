@@ -22,16 +22,18 @@ from art_logits._class_sections import (
 from art_logits._files import write_atomically
 from art_logits._logit_sections import confidence_section, fall_section, logit_section, picture_section
 from art_logits._page import fill, some
-from art_logits._provenance import name_of, provenance
+from art_logits._provenance import name_of, provenance, threat
 from art_logits._text import aligned, interval, middle, percent, printable, width
 from art_logits.analysis import ClasswiseReport, LogitReport, classwise_report, logit_report, summarize
 from art_logits.diagnostics import find_warnings
+from art_logits.functional.classwise import wilson_interval
 from art_logits.records import Records
 
 __all__ = ["format_class_table", "format_warnings", "render", "write_outputs"]
 
 _MAX_TERMINAL_ROWS = 50
 _SMALL_SUPPORT = 10
+_MAX_NAMED = 3
 
 
 def write_outputs(records: Records, out: Path) -> ClasswiseReport:
@@ -137,12 +139,26 @@ def _render(records: Records, classes: ClasswiseReport, logit: LogitReport) -> s
 
 def _headline(records: Records, classes: ClasswiseReport) -> str:
     """One sentence that can be repeated, with its interval."""
-    attacks = "every attack" if len(classes.attacks) != 1 else next(iter(classes.attacks))
-    return (
+    right = (
         f"{name_of(records, 'model')} is right on {percent(classes.clean_accuracy)} of {len(records)} "
-        f"samples of {name_of(records, 'data')}, and on {percent(classes.robust_accuracy)} "
-        f"(95 % interval {interval(*classes.robust_interval)}) also under {attacks}."
+        f"samples of {name_of(records, 'data')}"
     )
+    if not classes.attacks:
+        return f"{right} (95 % interval {interval(*classes.robust_interval)}); no attack ran."
+    return (
+        f"{right}, and on {percent(classes.robust_accuracy)} "
+        f"(95 % interval {interval(*classes.robust_interval)}) also under {_attacks(records)}."
+    )
+
+
+def _attacks(records: Records) -> str:
+    """The attacks, where they are few, and what they may do: without that a robust accuracy says nothing."""
+    *others, last = records.attacks
+    names = f"{', '.join(others)} and {last}" if others else last
+    if len(others) >= _MAX_NAMED:
+        names = f"all of {len(records.attacks)} attacks"
+    allowed = threat(records)
+    return f"{names} ({allowed})" if allowed else names
 
 
 def _more(records: Records, classes: ClasswiseReport) -> str:
@@ -174,18 +190,25 @@ def _tiles(classes: ClasswiseReport) -> list[dict[str, str]]:
     if reference is not None:
         values = (reference.clean_accuracy, reference.robust_accuracy)
         beside = [f"reference {percent(value)}" for value in values]
+    count = int(classes.support.sum())
+    clean = wilson_interval(round(classes.clean_accuracy * count), count)
     tiles = [
-        ("Clean accuracy", percent(classes.clean_accuracy), "", beside[0]),
+        (
+            "Clean accuracy",
+            percent(classes.clean_accuracy),
+            f"95 % interval {interval(*map(float, clean))}",
+            beside[0],
+        ),
         (
             "Robust accuracy",
             percent(classes.robust_accuracy),
-            f"95 %: {interval(*classes.robust_interval)}",
+            f"95 % interval {interval(*classes.robust_interval)}",
             beside[1],
         ),
         (
             f"Worst class: {worst.name}",
             percent(worst.robust_accuracy),
-            f"95 %: {interval(*classes.worst_interval)}",
+            f"95 % interval {interval(*classes.worst_interval)}",
             "",
         ),
         (

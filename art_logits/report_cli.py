@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ._extras import require
+from ._text import printable
 from .cli_options import Figures
 
 if TYPE_CHECKING:
@@ -50,15 +51,18 @@ def compare(
     figures: Figures = False,
 ) -> None:
     """Compare runs on the same data with the first one, class by class and sample by sample."""
-    from .comparison import format_comparison, write_changes, write_comparison
+    from .comparison import comparison_warnings, format_comparison, write_changes, write_comparison
     from .records import Records
 
     names = [str(directory) for directory in directories]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"directories: expected every run once, got {', '.join(twice)} twice")
-    comparisons = write_comparison({name: Records.load(name, lazy=True) for name in names}, out)
+    runs = {name: Records.load(name, lazy=True) for name in names}
+    comparisons = write_comparison(runs, out)
     if figures:
         write_changes(comparisons, out / "figures")
     typer.echo(format_comparison(comparisons, names[0]))
+    for warning in comparison_warnings(runs):
+        typer.echo(f"warning: {printable(warning)}")
     typer.echo(f"comparison: {out / 'comparison.html'}")

@@ -23,6 +23,8 @@ __all__ = ["Tabular", "to_latex", "to_markdown"]
 # What Markdown (GitHub's, too) reads as more than itself in a cell; "_" does so at the ends of words only.
 _SPECIAL = re.compile(r"[\\`*\[\]<>&#|~$]|(?<![^\W_])_|_(?![^\W_])")
 
+_LATEX = str.maketrans({"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"})
+
 
 class Tabular(ABC):
     """A result that is a table: every format that it can be written in."""
@@ -111,10 +113,17 @@ def to_latex(
     \bottomrule
     \end{tabular}
     """
-    text: str = frame.to_latex(
+    words = frame.select_dtypes(exclude="number").columns
+    text: str = frame.assign(
+        **{name: [" ".join(str(each).split()) for each in frame[name]] for name in words}
+    ).to_latex(
         index=False, escape=True, na_rep="-", float_format=f"%.{digits}g", caption=caption, label=label
     )
-    return text
+    head, rule, body = text.partition("\\toprule")
+    # A row that begins with one of these would be an argument of the line break before it.
+    body = re.sub(r"^(?=[\[*])", "{}", body, flags=re.MULTILINE)
+    # What pandas leaves is another character in TeX's default encoding.
+    return head + rule + body.translate(_LATEX)
 
 
 def _cell(value: Any, digits: int) -> str:

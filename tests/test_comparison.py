@@ -8,6 +8,7 @@ from art_logits.analysis import compare
 from art_logits.comparison import (
     compare_all,
     comparison_frame,
+    comparison_warnings,
     format_comparison,
     render_comparison,
     write_comparison,
@@ -119,7 +120,27 @@ def test_names_are_text_not_markup(make_run):
     page = render_comparison({EVIL: make_run(1, 1, **names), EVIL + "2": make_run(2, 2, **names)})
     assert EVIL not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 6
-    assert "Runs" not in page  # two runs need no overview
+
+
+def test_runs_that_do_not_compare_as_they_stand_are_warned_of(make_run, make_table, make_manifest):
+    attacks = {"pgd": {"norm": "Linf", "eps": 8 / 255}}
+    runs = {"a": make_run(1, 1, attacks=attacks), "b": make_run(2, 2, attacks=attacks)}
+    assert comparison_warnings(runs) == []
+    assert "Read this first" not in render_comparison(runs)
+    larger = {"pgd": {"norm": "Linf", "eps": 16 / 255}}
+    runs["c"] = make_run(1, 1, attacks=larger)
+    few = make_table([0, 0], np.eye(3)[[0, 0]], {"pgd": np.eye(3)[[0, 0]]})
+    runs["d"] = Records(few, make_manifest(class_names=["cat", "dog", "frog"], attacks={}))
+    found = comparison_warnings(runs)
+    assert found == [
+        "The runs have different threat models, so differences are not the models' alone "
+        "(a: Linf, eps 8/255; b: Linf, eps 8/255; c: Linf, eps 16/255).",
+        "The runs have different numbers of samples; only shared ones are compared "
+        "(a: 24, b: 24, c: 24, d: 2).",
+    ]
+    text = " ".join(re.sub("<[^>]*>", " ", render_comparison(runs)).split()).replace("&#39;", "'")
+    assert all(each in text for each in found)
+    assert "b net pgd 24 100.0% 16.7% Linf, eps 8/255" in text
 
 
 def test_a_run_without_a_manifest_is_compared_too(random_table):

@@ -1,5 +1,6 @@
 import matplotlib
 import numpy as np
+import pyarrow as pa
 import pytest
 from matplotlib import pyplot
 from matplotlib.colors import to_rgba
@@ -145,6 +146,19 @@ def test_strength_falls_from_the_clean_to_the_robust_accuracy(records, ax):
         assert (line.get_label(), line.get_color()) == (other.get_label(), colour)
         assert other.get_color() == colour
     assert everything.get_ydata() == pytest.approx([50, 50])
+
+
+def test_passes_of_unequal_attacks_have_a_logarithmic_scale(make_table, ax):
+    table = make_table(LABELS, CLEAN, ATTACKED)
+    assert Records(table).classwise().plot_strength(ax).get_xscale() == "linear"
+    index = table.column_names.index("tpgd.forwards")
+    many = table.set_column(index, table.schema.field(index), pa.array([105] * 6, pa.int32()))
+    other = Records(many).classwise().plot_strength(Figure().subplots())
+    assert other.get_xscale() == "symlog"
+    other.figure.canvas.draw()
+    # Numbers as they are read, not formulas.
+    assert [label.get_text() for label in other.get_xticklabels()][:3] == ["0", "1", "10"]
+    assert other.get_xlim()[0] == other.get_ylim()[0] == 0
 
 
 def test_a_figure_without_attacks_is_empty(make_table, ax):

@@ -5,9 +5,11 @@ from scipy import stats
 from art_logits import logit_analysis
 from art_logits import records as stored
 from art_logits.analysis import LOGIT_QUANTITIES, logit_report
+from art_logits.functional.ranks import auroc_interval
 from art_logits.logit_analysis import (
     class_statistics,
     confidence_correlation,
+    fall_intervals,
     fall_predictors,
     reference_differences,
     wrong_class_agreement,
@@ -178,6 +180,20 @@ def test_auroc_with_ties_is_the_share_of_pairs_in_order(rng):
     assert np.isnan(logit_analysis._auroc(values, np.zeros(50, dtype=bool))).all()
 
 
+def test_fall_intervals_are_those_of_the_predictors(records):
+    for model in ("model", "reference"):
+        frame, overall = fall_intervals(records, model), fall_predictors(records, model).iloc[0]
+        right, stands = records.correct(model), records.robust(model)
+        samples = logit_report(records).samples[model]["clean"]
+        assert frame["quantity"].tolist() == list(LOGIT_QUANTITIES)
+        for row in frame.itertuples():
+            assert row.auroc == overall[row.quantity]
+            expected = auroc_interval(samples[row.quantity][right], stands[right])
+            assert (row.low, row.high) == expected
+    wide, narrow = fall_intervals(records, level=0.99), fall_intervals(records, level=0.5)
+    assert (wide["low"] < narrow["low"]).all()
+
+
 def test_fall_predictors_of_the_reference(records):
     own, other = fall_predictors(records), fall_predictors(records, "reference")
     assert own["n"][0] == records.correct().sum()
@@ -190,8 +206,9 @@ def test_refusals(random_table, records):
     for function in (reference_differences, confidence_correlation, wrong_class_agreement):
         with pytest.raises(ValueError, match="model: these records have no reference"):
             function(alone)
-    with pytest.raises(ValueError, match="model: these records have no reference"):
-        fall_predictors(alone, "reference")
+    for function in (fall_predictors, fall_intervals):
+        with pytest.raises(ValueError, match="model: these records have no reference"):
+            function(alone, "reference")
     with pytest.raises(ValueError, match="level: expected a coverage between 0 and 1, got 0"):
         reference_differences(records, level=0)
     with pytest.raises(ValueError, match="bins: expected at least 1, got 0"):

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from art_logits._class_sections import attack_section, diagnostics_table, transition_section
-from art_logits._logit_sections import logit_section, picture_section
+from art_logits._class_sections import attack_section, class_table, diagnostics_table, transition_section
+from art_logits._logit_sections import fall_section, logit_section, picture_section
+from art_logits._page import Row, Table
+from art_logits._provenance import threat
 from art_logits._text import middle, width
+from art_logits.logit_analysis import fall_intervals, fall_predictors
 from art_logits.records import Records
 from art_logits.report import format_class_table, render, write_outputs
 
@@ -148,7 +151,7 @@ def test_pictures_show_what_the_models_say(records, rendered):
     alts = [picture["alt"] for picture in pictures]
     assert f"{label}: taken for {clean} {100 * sure:.1f}%" in alts
     assert any(alt.startswith(f"{label} under pgd: taken for {attacked} ") for alt in alts)
-    assert "Much more confident than the reference" in page.text
+    assert "More confident than the reference: the largest differences" in page.text
     assert "sample 3, largest change 0.1" in page.text
     assert "sample 700" not in page.text
 
@@ -181,17 +184,116 @@ def test_differences_by_class_by_hand(make_table, make_manifest):
     differences = section["differences_by_class"]
     column = differences.heads.index("max logit, clean")
     assert [(row.name, row.cells[column - 1]) for row in differences.rows] == [
-        ("cat", "+3 (2 to 4)"),
+        ("cat", "+3.00 (2.00 to 4.00)"),
         ("dog", "-"),
-        ("cat", "+3 (-)"),
+        ("cat", "+3.00 (-)"),
     ]
     means = section["by_class"]
     column = means.heads.index("max logit, clean")
     assert [(row.name, row.cells[column - 1]) for row in means.rows] == [
-        ("cat", "4"),
+        ("cat", "4.00"),
         ("dog", "-"),
-        ("cat", "4"),
+        ("cat", "4.00"),
     ]
+
+
+def test_the_headline_says_under_what(random_table, make_manifest, make_table):
+    attacks = {
+        "pgd": {"norm": "Linf", "eps": 8 / 255},
+        "tpgd": {"callable": "cascade", "stages": [{"norm": "Linf", "eps": 8 / 255}] * 2},
+    }
+    text = Page(render(Records(random_table(), make_manifest(attacks=attacks)))).text
+    assert ") also under pgd and tpgd (Linf, eps 8/255)." in text
+    attacks["tpgd"] = {"norm": "L2", "eps": 0.5}
+    text = Page(render(Records(random_table(), make_manifest(attacks=attacks)))).text
+    assert "also under pgd and tpgd (Linf, eps 8/255; L2, eps 0.5)." in text
+    logits = np.eye(2)
+    text = Page(render(Records(make_table([0, 1], logits, dict.fromkeys("abcd", logits))))).text
+    assert "(95 % interval 34.2-100.0%) also under all of 4 attacks." in text
+    text = Page(render(Records(make_table([0, 1], logits, {})))).text
+    assert "is right on 100.0% of 2 samples of data (95 % interval 34.2-100.0%); no attack ran." in text
+
+
+@pytest.mark.parametrize("config", ["only a repr", {"norm": "Linf"}, {"norm": "Linf", "eps": [0.1, 0.2]}])
+def test_a_threat_that_is_not_known_is_not_stated(random_table, make_manifest, config):
+    records = Records(random_table(), make_manifest(attacks={"pgd": config, "tpgd": config}))
+    assert threat(records) == ""
+    assert ") also under pgd and tpgd. " in Page(render(records)).text
+
+
+def test_attacks_by_hand(make_table):
+    # Three of four are right; a turns one of them, b two. The reference has all right, and loses one to a.
+    labels = [0, 0, 1, 1]
+    clean, first, second = (np.eye(2)[rows] for rows in ([0, 0, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0]))
+    reference = (np.eye(2)[labels], {"a": np.eye(2)[[0, 0, 1, 0]], "b": np.eye(2)[labels]})
+    records = Records(make_table(labels, clean, {"a": first, "b": second}, reference=reference))
+    table = attack_section(records, records.classwise())["table"]
+    assert table.heads[1:] == [
+        *("on", "robust", "95 % interval", "success rate", "forward passes", "backward passes")
+    ]
+    # Wilson's intervals of 2, 1, 3 and 4 of 4.
+    assert [[row.name, *row.cells] for row in table.rows] == [
+        ["a", "model", "50.0%", "15.0-85.0%", "33.3%", "21.0", "20.0"],
+        ["b", "model", "25.0%", "4.6-69.9%", "66.7%", "21.0", "20.0"],
+        ["a", "reference", "75.0%", "30.1-95.4%", "25.0%", "21.0", "20.0"],
+        ["b", "reference", "100.0%", "51.0-100.0%", "0.0%", "21.0", "20.0"],
+    ]
+
+
+def test_the_class_table_by_hand(make_table, make_manifest):
+    # Cats: two right, of which one falls; dogs: one of two right, and it falls; no frogs.
+    clean, attacked = np.eye(3)[[0, 0, 1, 0]], np.eye(3)[[0, 1, 0, 1]]
+    records = Records(
+        make_table([0, 0, 1, 1], clean, {"pgd": attacked}), make_manifest(class_names=["cat", "dog", "frog"])
+    )
+    table = class_table(records.classwise())
+    assert table.heads == [
+        *("class", "samples", "clean", "pgd", "all attacks", "95 % interval", "success rate")
+    ]
+    assert [[*row] for row in table.rows] == [
+        ["cat", ["2", "100.0%", "50.0%", "50.0%", "9.5-90.5%", "50.0%"], ""],
+        ["dog", ["2", "50.0%", "0.0%", "0.0%", "0.0-65.8%", "100.0%"], "worst"],
+        ["frog", ["0", "-", "-", "-", "-", "-"], ""],
+    ]
+    assert table.total.cells == ["4", "75.0%", "25.0%", "25.0%", "4.6-69.9%", "66.7%"]
+
+
+def test_columns_of_words_are_read_from_the_left(rendered):
+    rows = [("a", ["pgd", "1.0%", "-", "-0.5 to 1"]), ("b", ["7", "<0.1", "", "+2"])]
+    table = Table("x", ["x", *"abcd"], [Row(*row) for row in rows])
+    assert table.words == {0}
+    # Of the attacks the model's name, and no number.
+    section = rendered[rendered.index('id="attacks"') :]
+    assert '<th scope="row">pgd</th><td class="word">model</td><td>' in section
+    assert '<th scope="col">attack</th><th scope="col" class="word">on</th><th scope="col">robust' in section
+
+
+def test_what_predicts_a_fall_comes_with_intervals(records):
+    section = fall_section(records, records.logits())
+    assert section["overall"].heads[1:] == [
+        *("model", "95 % interval of the model", "reference", "95 % interval of the reference")
+    ]
+    for row, own, other in zip(
+        section["overall"].rows,
+        fall_intervals(records).itertuples(),
+        fall_intervals(records, "reference").itertuples(),
+        strict=True,
+    ):
+        assert row.cells == [
+            cell
+            for each in (own, other)
+            for cell in (f"{each.auroc:.3f}", f"{each.low:.3f} to {each.high:.3f}")
+        ]
+    overall = fall_predictors(records).iloc[0]
+    assert section["counts"][0] == f"The model: {overall['falls']} of {overall['n']} samples fall."
+
+
+def test_names_in_other_scripts_are_drawn_without_a_warning(make_table, make_manifest, recwarn):
+    records = Records(
+        make_table([0, 1], np.eye(2), {"pgd": np.eye(2)}), make_manifest(class_names=["猫", "犬"])
+    )
+    assert "猫" in render(records)
+    assert not [each for each in recwarn if "Glyph" in str(each.message)]
 
 
 def test_diagnostics_by_hand(make_table):

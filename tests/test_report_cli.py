@@ -62,6 +62,15 @@ def test_figures_of_a_comparison_come_when_asked_for(capsys, save):
     assert {path.name for path in Path("here/figures").iterdir()} == {"changes-1.png", "changes-1.svg"}
 
 
+def test_a_comparison_of_different_radii_is_warned_of(capsys, save):
+    save("a", attacks={"pgd": {"norm": "Linf", "eps": 0.1}})
+    save("b", attacks={"pgd": {"norm": "Linf", "eps": 0.2}})
+    code, out, _ = run(capsys, "compare", "a", "b", "--out", "here")
+    assert code == 0
+    assert "warning: The runs have different threat models" in out
+    assert "(a: Linf, eps 0.1; b: Linf, eps 0.2)" in out
+
+
 def test_report_of_an_interrupted_run_must_be_asked_for(capsys, save):
     save("run")
     manifest = Path("run/manifest.json")

@@ -62,6 +62,17 @@ def test_latex_escapes_names():
     assert "\\begin{table}" in text
 
 
+def test_latex_takes_no_name_for_an_argument_or_another_character():
+    names = ["[1ex]", "*", "<b>", "a|b", "two\n\nlines"]
+    rows = to_latex(pd.DataFrame({"class": names, "n": 1}), caption="$p < 1$").splitlines()
+    first = rows.index("\\midrule") + 1
+    assert rows[first : first + 5] == [
+        *("{}[1ex] & 1 \\\\", "{}* & 1 \\\\", "\\textless{}b\\textgreater{} & 1 \\\\"),
+        *("a\\textbar{}b & 1 \\\\", "two lines & 1 \\\\"),
+    ]
+    assert "\\caption{$p < 1$}" in "".join(rows)
+
+
 @pytest.mark.parametrize("name", ["classwise", "logits", "comparison"])
 def test_every_report_has_every_format(random_table, make_manifest, tmp_path, name):
     records = Records(random_table(60, 3, reference=True), make_manifest(class_names=["cat", "dog", "a|b"]))

@@ -89,5 +89,5 @@ def entropy(logits: Tensor) -> Tensor:
     >>> entropy(torch.tensor([[0.0, 0.0]]))
     tensor([0.6931])
     """
-    log_p = logits.log_softmax(dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1)
+    result: Tensor = torch.special.entr(logits.softmax(dim=1)).sum(dim=1)
+    return result

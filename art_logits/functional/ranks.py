@@ -1,4 +1,4 @@
-"""Rank correlations with intervals: do two measurements order the classes alike?"""
+"""Ranks with intervals: do two measurements order alike, and does one of them tell two groups apart?"""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from art_logits import _checks
 from art_logits._extras import require
 
 if TYPE_CHECKING:
-    from scipy import stats
+    from scipy import special, stats
 else:
+    special = require("scipy.special", extra="evaluate")
     stats = require("scipy.stats", extra="evaluate")
 
 
@@ -86,6 +87,52 @@ def _fisher(r: float, z: float, variance: float, freedom: int) -> tuple[float, f
         return r, r
     spread = z * np.sqrt(variance / freedom)
     return float(np.tanh(np.arctanh(r) - spread)), float(np.tanh(np.arctanh(r) + spread))
+
+
+def auroc_interval(values: ArrayLike, positive: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of an AUROC, by the variance of DeLong, DeLong and Clarke-Pearson (1988).
+
+    With ``a`` the AUROC, the interval is ``a -+ z s`` on the scale of ``log(a / (1 - a))``, which keeps it in
+    ``(0, 1)``. ``s^2`` is the sum over both groups of the variance of their placements, the shares of the
+    other group that each value exceeds, divided by the size of the group.
+
+    Args:
+        values: ``(N,)``.
+        positive: ``(N,)`` bool, the group whose values are expected to be the larger ones.
+        level: coverage, in ``(0, 1)``.
+
+    Returns:
+        Lower and upper end; NaN where a group has fewer than two values, or where the AUROC is 0 or 1, of
+        which the variance is not known.
+
+    Raises:
+        ValueError: the lengths differ, ``positive`` is not boolean, or ``level`` is outside ``(0, 1)``.
+
+    >>> low, high = auroc_interval([1, 2, 3, 4, 5, 6], [False, False, True, False, True, True])
+    >>> round(low, 3), round(high, 3)
+    (0.261, 0.995)
+    """
+    array, group = np.asarray(values, dtype=np.float64), np.asarray(positive)
+    if group.dtype != np.bool_ or group.shape != array.shape or array.ndim != 1:
+        raise ValueError(
+            f"positive: expected one boolean per value, {array.shape}, got {group.dtype} of {group.shape}"
+        )
+    _checks.level(level)
+    above, below = array[group], array[~group]
+    if min(len(above), len(below)) < 2:
+        return float("nan"), float("nan")
+    ranks = stats.rankdata(array)
+    placements = (
+        (ranks[group] - stats.rankdata(above)) / len(below),
+        1 - (ranks[~group] - stats.rankdata(below)) / len(above),
+    )
+    area = float(placements[0].mean())
+    variance = sum(float(each.var(ddof=1)) / len(each) for each in placements)
+    if variance == 0 or not 0 < area < 1:
+        return float("nan"), float("nan")
+    centre, spread = special.logit(area), np.sqrt(variance) / (area * (1 - area))
+    z = stats.norm.ppf((1 + level) / 2)
+    return float(special.expit(centre - z * spread)), float(special.expit(centre + z * spread))
 
 
 class Overlap(NamedTuple):

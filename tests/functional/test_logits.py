@@ -65,5 +65,9 @@ def test_shift_moves_the_max_logit_only(array, shift):
         assert quantity(shifted).numpy() == pytest.approx(quantity(logits).numpy(), abs=1e-9)
 
 
+def test_a_class_that_is_ruled_out_has_no_part_in_the_entropy():
+    assert f.entropy(torch.tensor([[0.0, 0.0, -torch.inf]])).item() == pytest.approx(np.log(2))
+
+
 def test_entropy_of_certainty_is_zero_and_finite():
     assert f.entropy(torch.tensor([[0.0, 1e4]])).item() == 0.0

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from art_logits.functional.ranks import extreme_overlap, rank_correlation
+from art_logits.functional.ranks import auroc_interval, extreme_overlap, rank_correlation
 
 pairs = st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=30)
 
@@ -84,6 +84,55 @@ def test_too_few_for_an_interval():
 def test_refuses(a, b, level, message):
     with pytest.raises(ValueError, match=message):
         rank_correlation(a, b, level=level)
+
+
+# ---- AUROC ------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 12))
+def test_the_auroc_interval_by_its_definition(seed, m, n):
+    rng = np.random.default_rng(seed)
+    above, below = rng.integers(2, 9, m).astype(float), rng.integers(0, 7, n).astype(float)
+    order = rng.permutation(m + n)
+    low, high = auroc_interval(np.r_[above, below][order], (np.arange(m + n) < m)[order])
+    wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
+    area, rows, columns = wins.mean(), wins.mean(axis=1), wins.mean(axis=0)
+    variance = rows.var(ddof=1) / m + columns.var(ddof=1) / n
+    if area in (0, 1) or variance == 0:
+        assert np.isnan([low, high]).all()
+        return
+    spread = stats.norm.ppf(0.975) * np.sqrt(variance) / (area * (1 - area))
+    ends = np.log(area / (1 - area)) + np.array([-spread, spread])
+    assert [low, high] == pytest.approx(1 / (1 + np.exp(-ends)))
+    assert 0 < low < area < high < 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_the_auroc_interval_covers_as_often_as_it_says(shift, rng):
+    truth = stats.norm.cdf(shift / np.sqrt(2))
+    group = np.arange(60) < 25
+    covered = []
+    for _ in range(600):
+        low, high = auroc_interval(rng.normal(size=60) + shift * group, group)
+        covered.append(low <= truth <= high)
+    assert 0.925 <= np.mean(covered) <= 0.975
+
+
+def test_the_auroc_interval_needs_two_of_both_and_some_disorder():
+    for values, group in (([1, 2, 3], [True, False, False]), ([1, 2, 3, 4], [False, False, True, True])):
+        assert np.isnan(auroc_interval(values, group)).all()
+    wide = auroc_interval([1, 3, 2, 4], [False, False, True, True])
+    narrow = auroc_interval([1, 3, 2, 4], [False, False, True, True], level=0.5)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_the_auroc_interval_refuses():
+    with pytest.raises(ValueError, match=r"positive: expected one boolean per value, \(2,\), got int64 of"):
+        auroc_interval([1, 2], [0, 1])
+    with pytest.raises(ValueError, match="positive: expected one boolean per value"):
+        auroc_interval([1, 2], [True])
+    with pytest.raises(ValueError, match="level: expected a coverage between 0 and 1, got 1"):
+        auroc_interval([1, 2], [True, False], level=1)
 
 
 # ---- largest and smallest values -------------------------------------------------------------------------
