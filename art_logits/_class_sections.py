@@ -153,7 +153,7 @@ def attack_section(records: Records, classes: ClasswiseReport) -> dict[str, Any]
     """What the attacks cost, how fast they turn samples, and what the stronger ones gain."""
     return {
         "table": _attack_table(records, classes),
-        "curves": [_curve(report, model) for model, report in _reports(classes) if report.attacks],
+        "curves": _curves(classes),
         "gains": _gain_summary(classes),
         "gains_by_class": _gain_table(classes),
         "consistency": _consistency(classes),
@@ -190,11 +190,18 @@ def _attack_cells(records: Records, report: ClasswiseReport, model: ModelName, a
     ]
 
 
-def _curve(report: ClasswiseReport, model: str) -> Picture:
+def _curves(classes: ClasswiseReport) -> list[Picture]:
+    """A figure per model, all of the same scale."""
+    reports = [(model, report) for model, report in _reports(classes) if report.attacks]
+    logarithmic = any(figures.unequal_passes(report) for _, report in reports)
+    return [_curve(report, model, logarithmic) for model, report in reports]
+
+
+def _curve(report: ClasswiseReport, model: str, logarithmic: bool) -> Picture:
     ends = ", ".join(f"{percent(value)} under {name}" for name, value in report.attack_accuracies.items())
 
     def plot(ax: Any) -> None:
-        figures.plot_strength(report, ax, palette=COLOURS)
+        figures.plot_strength(report, ax, logarithmic=logarithmic, palette=COLOURS)
         ax.legend(frameon=False, fontsize=7)
 
     return draw(

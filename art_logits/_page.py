@@ -192,6 +192,7 @@ def fill(name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["whole"] = _whole
     script = _template("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page: str = environment.get_template(name).render(
@@ -207,6 +208,18 @@ def _unbroken(value: Any) -> Any:
     True
     """
     return re.sub(r"(?<=\d) %", "\xa0%", value) if type(value) is str else value
+
+
+def _whole(text: str) -> markupsafe.Markup:
+    r"""A sentence whose intervals do not end up on two lines, which browsers part at the hyphen.
+
+    >>> str(_whole("<b> (95 % interval 1.5-2.5%)"))
+    '&lt;b&gt; (95\xa0% interval <span class="whole">1.5-2.5%)</span>'
+    """
+    escaped = str(markupsafe.escape(_unbroken(text)))
+    return markupsafe.Markup(
+        re.sub(r"(?<!\S)\S?\d[\d.]*-\d\S*", r'<span class="whole">\g<0></span>', escaped)
+    )
 
 
 def _template(file: str) -> str:

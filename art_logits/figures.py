@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.text import Text
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     from art_logits.analysis import ClasswiseReport, Comparison, LogitReport
     from art_logits.records import Records
@@ -35,7 +35,8 @@ else:
     matplotlib = require("matplotlib", extra="evaluate")
     Figure = require("matplotlib.figure", extra="evaluate").Figure
     Rectangle = require("matplotlib.patches", extra="evaluate").Rectangle
-    ScalarFormatter = require("matplotlib.ticker", extra="evaluate").ScalarFormatter
+    NullFormatter = require("matplotlib.ticker", extra="evaluate").NullFormatter
+    StrMethodFormatter = require("matplotlib.ticker", extra="evaluate").StrMethodFormatter
 
 __all__ = [
     "MAX_BARS",
@@ -58,6 +59,7 @@ __all__ = [
     "plot_transitions",
     "save",
     "style",
+    "unequal_passes",
     "worst_first",
     "write",
     "write_figures",
@@ -392,17 +394,24 @@ def _fallen(conditions: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> NDAr
     return fallen
 
 
-def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: Palette = PALETTE) -> Axes:
+def plot_strength(
+    report: ClasswiseReport,
+    ax: Axes | None = None,
+    *,
+    logarithmic: bool | None = None,
+    palette: Palette = PALETTE,
+) -> Axes:
     """Robust accuracy against the passes spent: one falling line per attack.
 
     A line starts at the clean accuracy and falls where the attack's forward passes turned samples; the sooner
     and the deeper, the stronger. An attack that takes all of its steps on every sample has one step at its
-    end. Dashed line: robust accuracy under all attacks together. Where one attack spends five times the
-    passes of another or more, the passes have a logarithmic scale.
+    end. Dashed line: robust accuracy under all attacks together.
 
     Args:
         report: of :func:`~art_logits.analysis.classwise_report`.
         ax: where to draw; a new figure if None.
+        logarithmic: whether the passes have a logarithmic scale, from 1; if None, where one attack spends
+            five times the passes of another or more (:func:`unequal_passes`).
         palette: the last attack has the colour ``robust``, the others ``clean``, told apart by their dashes:
             an attack looks the same for every model.
 
@@ -423,13 +432,23 @@ def plot_strength(report: ClasswiseReport, ax: Axes | None = None, *, palette: P
         )
     ax.axhline(100 * report.robust_accuracy, color=_ink(), linewidth=1, linestyle="--", alpha=0.7)
     ax.set(xlabel="forward passes per sample", ylabel="still right (%)", ylim=(0, None))
-    ends = [int(curve.forwards[-1]) for curve in report.strength.values()]
-    if ends and max(ends) >= _MANY_TIMES * min(ends):
-        # Next to an attack with thousands of passes one with twenty is no more than a line at the edge.
-        ax.set_xscale("symlog", linthresh=1)
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.set_xlim(left=0)
+    if unequal_passes(report) if logarithmic is None else logarithmic:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlim(left=1)
+    else:
+        ax.set_xlim(left=0)
     return ax
+
+
+def unequal_passes(report: ClasswiseReport) -> bool:
+    """Whether one attack spends five times the passes of another or more.
+
+    Next to one with thousands of passes another with twenty is no more than a line at the edge.
+    """
+    ends = [int(curve.forwards[-1]) for curve in report.strength.values()]
+    return bool(ends) and max(ends) >= _MANY_TIMES * min(ends)
 
 
 def plot_changes(
