@@ -202,7 +202,7 @@ def _curve(report: ClasswiseReport, model: str, logarithmic: bool) -> Picture:
 
     def plot(ax: Any) -> None:
         figures.plot_strength(report, ax, logarithmic=logarithmic, palette=COLOURS)
-        ax.legend(frameon=False, fontsize=7)
+        figures.add_key(ax)
 
     return draw(
         f"strength-{model}",

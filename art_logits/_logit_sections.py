@@ -168,14 +168,14 @@ def confidence_section(records: Records, logit: LogitReport) -> dict[str, Any] |
 def _scatter(logit: LogitReport, condition: str, spearman: float) -> Picture:
     def plot(ax: Any) -> None:
         figures.plot_confidence(logit, condition, ax, palette=COLOURS)
-        ax.legend(frameon=False, fontsize=7, loc="lower right")
+        figures.add_key(ax)
 
     count = len(logit.samples["model"][condition]["confidence"])
     shown = f"{figures.MAX_POINTS} of {count} samples. " if count > figures.MAX_POINTS else ""
     own = " (each model under its own strongest attack)" if condition == "adversarial" else ""
     return draw(
         f"confidence-{condition}",
-        (3.6, 3.6),
+        figures.SQUARE,
         plot,
         f"Scatter of the {condition} confidences of model and reference: Spearman {span(spearman, spearman)}",
         f"{condition.capitalize()}{own}. {shown}Below the dashed line the reference is the surer one. Falls: "

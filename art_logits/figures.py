@@ -48,6 +48,7 @@ __all__ = [
     "SQUARE",
     "Drawing",
     "Palette",
+    "add_key",
     "bars_size",
     "matrix_classes",
     "matrix_size",
@@ -73,6 +74,7 @@ MAX_POINTS = 2000
 """Samples in a scatter plot; of more, this many at equal distances in the records."""
 _BINS = 40
 _MANY_TIMES = 5
+_KEY_ROW = 0.18  # inches
 PANEL = (4.4, 2.7)
 """Width and height in inches of a histogram or a curve."""
 SQUARE = (3.6, 3.6)
@@ -370,8 +372,8 @@ def plot_confidence(
         ax.scatter(
             100 * second[chosen],
             100 * first[chosen],
-            s=8,
-            alpha=0.5,
+            s=9,
+            alpha=0.65,
             color=colour,
             edgecolors="none",
             label=label,
@@ -449,6 +451,21 @@ def unequal_passes(report: ClasswiseReport) -> bool:
     """
     ends = [int(curve.forwards[-1]) for curve in report.strength.values()]
     return bool(ends) and max(ends) >= _MANY_TIMES * min(ends)
+
+
+def add_key(ax: Axes) -> None:
+    """Name the lines of axes that have a figure of constrained layout to themselves.
+
+    The key lies above the axes, where it hides nothing, and the figure grows by its height.
+
+    Args:
+        ax: with labelled lines or points.
+    """
+    figure: Any = ax.figure
+    key = figure.legend(loc="outside upper left", frameon=False, fontsize="small", ncols=2)
+    rows = -(-len(key.get_texts()) // 2)
+    figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + _KEY_ROW * rows)
+    _literal(key.get_texts())
 
 
 def plot_changes(
@@ -558,7 +575,7 @@ def write(drawing: Drawing, out: Path) -> list[Path]:
         figure = Figure(figsize=drawing.size, layout="constrained")
         ax = drawing.draw(figure.subplots())
         if drawing.key:
-            _literal(ax.legend(frameon=False).get_texts())
+            add_key(ax)
         return save(figure, out / drawing.name)
 
 

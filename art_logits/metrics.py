@@ -24,6 +24,7 @@ from art_logits._extras import require
 from art_logits.functional import classwise, logits
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torchmetrics import Metric
 else:
     Metric = require("torchmetrics", extra="evaluate").Metric
@@ -50,6 +51,18 @@ class _Metric(Metric):
     higher_is_better: bool | None = None
     full_state_update = False
 
+    def plot(self, val: Any = None, ax: Axes | None = None) -> Any:
+        """Draw a value, several in a row, or what :meth:`compute` gives, as torchmetrics' own classes do.
+
+        Args:
+            val: of a call or of ``compute``, or several; None for ``compute``.
+            ax: where to draw; a new figure if None.
+
+        Returns:
+            The figure and its axes.
+        """
+        return self._plot(val, ax)
+
 
 class ClasswiseRobustAccuracy(_Metric):
     """Robust accuracy of every class.
@@ -70,6 +83,7 @@ class ClasswiseRobustAccuracy(_Metric):
     """
 
     higher_is_better = True
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     hits: Tensor
     support: Tensor
 
@@ -170,6 +184,7 @@ class RobustAccuracy(_Metric):
     """
 
     higher_is_better = True
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     hits: Tensor
     total: Tensor
 
@@ -203,6 +218,7 @@ class AttackSuccessRate(_Metric):
     """
 
     higher_is_better = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     turned: Tensor
     right: Tensor
 

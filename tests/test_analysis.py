@@ -198,12 +198,12 @@ def test_of_two_attacks_that_succeed_the_smaller_margin_names_the_prediction(mak
 
 
 def test_a_tie_that_keeps_the_label_does_not_hide_the_attack_that_turns_it(make_table):
-    # Both margins are 0; argmax takes the first class, which is the label of the first sample only.
-    tie = [1, 1, 0]
-    table = make_table([0, 1], [A, B], {"pgd": [tie, tie], "tpgd": [A, B]})
+    # All margins are 0; argmax takes the first class: of the first attack on the last sample the label.
+    tie, kept = [1, 1, 0], [0, 1, 1]
+    table = make_table([0, 1, 1], [A, B, B], {"pgd": [tie, tie, kept], "tpgd": [A, B, tie]})
     records = Records(table)
-    assert adversarial_predictions(records).tolist() == [0, 0]
-    assert records.robust().tolist() == [True, False]
+    assert adversarial_predictions(records).tolist() == [0, 0, 0]
+    assert records.robust().tolist() == [True, False, False]
 
 
 @settings(max_examples=25, deadline=None)

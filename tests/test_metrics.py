@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from scipy import special, stats
 from sklearn.metrics import recall_score
 from torchmetrics import MetricCollection
@@ -324,6 +326,19 @@ def test_a_collection_takes_them_all():
     values = collection(first, target)
     check(values["WorstClassRobustAccuracy"], values["ClasswiseRobustAccuracy"].nan_to_num(2).min())
     check(values["MaxLogit"], first.max(1).values.mean())
+
+
+@pytest.mark.parametrize(("name", "by_class"), ALL)
+def test_a_value_can_be_drawn(name, by_class):
+    metric, data = make(name, by_class), batch(0, absent=2)
+    metric.update(*arguments(name, data))
+    figure, ax = metric.plot()
+    drawn = np.concatenate([np.ravel(line.get_ydata()) for line in ax.lines if line.get_marker() == "o"])
+    wanted = np.ravel(metric.compute())
+    np.testing.assert_allclose(drawn, wanted, equal_nan=True)
+    pyplot.close(figure)
+    own = Figure().subplots()
+    assert metric.plot([metric.compute()] * 2, ax=own)[1] is own
 
 
 def test_half_precision_logits_are_averaged_in_float32():
