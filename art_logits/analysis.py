@@ -28,6 +28,7 @@ from torch import Tensor
 
 from art_logits import _checks
 from art_logits._extras import require
+from art_logits._provenance import name_of
 from art_logits.diagnostics import find_warnings
 from art_logits.functional import classwise, logits
 from art_logits.functional.groups import class_groups
@@ -709,7 +710,10 @@ def compare(a: Records, b: Records) -> Comparison:
 def _check_same_data(a: Records, b: Records) -> None:
     hashes = [records.data_hash for records in (a, b)]
     if None not in hashes and hashes[0] != hashes[1]:
-        raise ValueError(f"b: expected the data of a ({hashes[0]}), got {hashes[1]}; evaluate the same data")
+        names = f"a: {name_of(a, 'data')}, b: {name_of(b, 'data')}"
+        raise ValueError(
+            f"b: expected the data of a ({hashes[0]}), got {hashes[1]}; evaluate the same data ({names})"
+        )
     if a.class_names != b.class_names:
         raise ValueError(
             f"b: expected the {a.num_classes} classes of a, in their order, got {b.num_classes} others"

@@ -144,6 +144,14 @@ def test_strength_by_hand(make_table):
     assert curve.standing.tolist() == [0.75, 0.5, 0.25, 0.25]
 
 
+def test_an_attack_that_has_nothing_to_do_has_a_curve_too(make_table):
+    table = make_table([0, 1], [B, A], {"pgd": [B, A]})
+    index = table.column_names.index("pgd.forwards")
+    idle = table.set_column(index, table.schema.field(index), pa.array([0, 0], pa.int32()))
+    curve = classwise_report(Records(idle)).strength["pgd"]
+    assert (curve.forwards.tolist(), curve.standing.tolist()) == ([0, 1], [0, 0])
+
+
 def test_intervals_are_wilsons(records):
     report = classwise_report(records)
     low, high = classwise.wilson_interval([1, 0], [4, 2])
@@ -491,7 +499,10 @@ def test_compare_with_itself_finds_nothing(records):
 def test_compare_refuses_other_data(random_table, make_table, make_manifest):
     a = Records(random_table(), make_manifest())
     cases = {
-        r"b: expected the data of a \(dd\), got ee": (random_table(), {"data": {"hash": "ee"}}),
+        r"b: expected the data of a \(dd\), got ee; evaluate the same data \(a: digits, b: mnist\)": (
+            random_table(),
+            {"data": {"name": "mnist", "hash": "ee"}},
+        ),
         "b: expected the 3 classes of a, in their order, got 3 others": (
             random_table(),
             {"class_names": ["x", "y", "z"]},

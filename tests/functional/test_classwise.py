@@ -261,6 +261,15 @@ def test_worst_class_interval_covers_the_true_minimum(truth):
         assert (alone >= 0.5).mean() < 0.93
 
 
+def test_classes_far_above_the_worst_do_not_widen_its_interval():
+    alone = stats.binomtest(50, 100).proportion_ci(method="exact")
+    assert classwise.worst_class_interval([50, 95, 99], [100] * 3) == pytest.approx(tuple(alone), abs=1e-6)
+    # One that may be the worst does: both are at or below 1 / 2 with probability 1 - 0.025 ^ (1 / 2).
+    high = classwise.worst_class_interval([50, 50], [100] * 2)[1]
+    assert 1 - stats.binom.sf(50, 100, high) ** 2 == pytest.approx(0.025)
+    assert high > alone.high + 0.01
+
+
 def test_worst_class_interval_of_nothing_and_its_refusals():
     assert np.isnan(classwise.worst_class_interval([0], [0])).all()
     with pytest.raises(ValueError, match="level: expected a coverage between 0 and 1, got 2"):

@@ -64,3 +64,10 @@ def test_no_more_groups_than_asked_for():
 def test_refuses(matrix, options, message):
     with pytest.raises(ValueError, match=message):
         class_groups(matrix, **options)
+
+
+def test_errors_of_either_class_bring_two_together():
+    # The last class is always taken for the third, never the other way round; the others have no tie to them.
+    counts = np.array([[5, 5, 0, 0], [5, 5, 0, 0], [1, 1, 8, 0], [0, 0, 8, 2]])
+    assert class_groups(counts).tolist() == [0, 0, 1, 1]
+    assert class_groups(counts[::-1, ::-1]).tolist() == [0, 0, 1, 1]
