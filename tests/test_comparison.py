@@ -3,6 +3,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 
 from art_logits.analysis import compare
 from art_logits.comparison import (
@@ -13,6 +15,7 @@ from art_logits.comparison import (
     render_comparison,
     write_comparison,
 )
+from art_logits.figures import PALETTE
 from art_logits.functional.ranks import rank_correlation
 from art_logits.records import Records
 
@@ -115,6 +118,24 @@ def test_page_says_what_changed_and_needs_nothing_from_outside(runs):
     assert "net; attacks pgd; 24 samples; art-logits evaluate" in text
 
 
+def test_what_holm_does_not_let_pass_is_not_called_a_change(make_run):
+    runs = {"base": make_run(10, 2), "other": make_run(16, 2)}
+    comparison = compare_all(runs)["other"]
+    # Six cats more: 2 / 2^6 alone, twice as much beside the test of the dogs.
+    assert (comparison.p_values[0], comparison.p_holm[0]) == pytest.approx((1 / 32, 1 / 16))
+    page = render_comparison(runs)
+    assert "Classes that changed after Holm&#39;s correction: 0." in page
+    assert 'class="marked"' not in page
+    hollow, filled = (
+        compare_all({"base": runs["base"], "other": make_run(cats, 2)})["other"].plot_changes(
+            Figure().subplots()
+        )
+        for cats in (16, 20)
+    )
+    assert hollow.collections[-1].get_facecolors()[0][3] == 0
+    assert filled.collections[-1].get_facecolors()[0] == pytest.approx(to_rgba(PALETTE.robust))
+
+
 def test_names_are_text_not_markup(make_run):
     names = {"class_names": [EVIL, "dog", "frog"], "model": {"name": EVIL}}
     page = render_comparison({EVIL: make_run(1, 1, **names), EVIL + "2": make_run(2, 2, **names)})
@@ -182,3 +203,6 @@ def test_page_of_many_classes_folds_them(make_table):
     assert "The 15 largest losses and the 5 largest gains of 61 classes; all of them below." in text
     assert "The 40 largest changes. Robust accuracy" in text
     assert "Classes: all 61 rows" in text
+    # The excerpt begins with the largest loss, and then keeps the order of the classes.
+    names = re.findall(r'<th scope="row">(\d+) ?', text[text.index("largest losses") :])
+    assert names[:3] == ["57", "0", "1"]

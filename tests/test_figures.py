@@ -49,6 +49,12 @@ def test_bars_are_the_accuracies(records, ax):
     assert whiskers[:, 0] == pytest.approx([100 * report.robust_low[0], 100 * report.robust_high[0]])
 
 
+def test_few_classes_keep_their_order_whatever_their_robustness(make_table, ax):
+    attacked = np.eye(3)[[0, 0, 2]]  # the second class is the worst
+    figures.plot_classes(Records(make_table([0, 1, 2], np.eye(3), {"a": attacked})).classwise(), ax)
+    assert labels(ax.get_yticklabels()) == ["0", "1", "2"]
+
+
 def test_of_many_classes_the_worst_are_drawn(random_table, ax):
     report = Records(random_table(300, 60)).classwise()
     figures.plot_classes(report, ax, limit=5)

@@ -417,6 +417,24 @@ def test_page_of_many_classes_draws_the_worst_and_folds_the_rest(random_table):
     assert "Gains by class, in points: all 61 rows" in page.text
 
 
+def test_of_many_classes_those_that_attacks_gain_most_on_come_first(random_table):
+    records = many_classes(random_table, 61)
+    table = attack_section(records, records.classwise())["gains_by_class"]
+    gains = [float(row.cells[1]) for row in table.rows if row.cells[1] != "-"]
+    assert float(table.excerpt[0].cells[1]) == max(gains)
+    assert float(table.excerpt[-1].cells[1]) == min(gains)
+    assert max(gains) > min(gains)
+
+
+def test_consistency_of_model_and_reference_by_hand(make_table):
+    # Robust 1, 1/2, 0 of the model, and 0, 1/2, 1 of the reference: the orders are opposite.
+    labels = [0, 0, 1, 1, 2, 2]
+    clean, model, other = (np.eye(3)[rows] for rows in (labels, [0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 2, 2]))
+    records = Records(make_table(labels, clean, {"a": model}, reference=(clean, {"a": other})))
+    row = attack_section(records, records.classwise())["consistency"].rows[-1]
+    assert [row.name, *row.cells] == ["model and reference", "-1.00", "-", "-1.00", "-"]
+
+
 def test_constant_quantities_can_be_drawn(make_table):
     clean = np.eye(2)[[0, 1]]
     assert "<svg" in render(Records(make_table([0, 1], clean, {"pgd": clean})))

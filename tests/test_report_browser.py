@@ -31,7 +31,7 @@ const wide = [...document.body.querySelectorAll("*")].filter((each) =>
 const table = [...document.querySelectorAll("#classes table, #run-1 table")].pop(), names = () =>
   [...table.tBodies[0].rows].map((row) => row.cells[0].firstChild.textContent.trim());
 const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
-const robust = heads.includes("all attacks") ? heads.indexOf("all attacks") : heads.indexOf("difference");
+const robust = heads.findIndex((head) => head === "all attacks" || head.startsWith("difference"));
 const found = { width: innerWidth, scroll: document.documentElement.scrollWidth, names: [names()],
   wide: wide.map((each) => each.tagName + "." + each.className) };
 for (const column of [robust, robust, robust, 0]) {
