@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,127 @@ def test_the_order_of_the_samples_does_not_matter(
         temperature=table.temperature,
     )
     assert torch.equal(moved(table.sample_ids), fitted(transform, table))
+
+
+def awkward() -> tf.TeacherLogits:
+    """Every way in which four classes can tie or miss it by one bit, and ordinary rows; ids in no order."""
+    rng = np.random.default_rng(0)
+    close = [0.0, 1.0, np.nextafter(2.0, 0.0), 2.0]
+    rows = np.concatenate([np.array(list(product(close, repeat=4))), 3 * rng.normal(size=(64, 4))])
+    rows, ids = rng.permutation(rows), rng.permutation(5 * len(rows))[: len(rows)]
+    return tf.TeacherLogits(
+        torch.from_numpy(rows), torch.from_numpy(rng.integers(4, size=len(rows))), ids, 2.0
+    )
+
+
+def top_of(table: tf.TeacherLogits, logits: Tensor) -> tuple[Any, Any, Any]:
+    """Place, logit and probability of the class that is the argmax in the table."""
+    rows, top = np.arange(len(table)), table.logits.argmax(dim=1).numpy()
+    return top, logits.numpy()[rows, top], probabilities(logits, table.temperature)[rows, top]
+
+
+def others(table: tf.TeacherLogits, logits: Tensor) -> Any:
+    return incorrect(logits, table.logits.argmax(dim=1).numpy())
+
+
+def shares(table: tf.TeacherLogits, logits: Tensor) -> Any:
+    e = np.exp(others(table, logits) / table.temperature)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def confidences(table: tf.TeacherLogits, logits: Tensor) -> Any:
+    return np.sort(probabilities(logits, table.temperature).max(axis=1))
+
+
+# What can be kept, as a function of the table and of new logits; equal to the last bit, or nearly.
+INVARIANTS: dict[str, tuple[Any, float]] = {
+    "argmax": (lambda table, logits: logits.argmax(dim=1).numpy(), 0),
+    "top logit": (lambda table, logits: top_of(table, logits)[1], 1e-15),
+    "top probability": (lambda table, logits: top_of(table, logits)[2], 1e-12),
+    "incorrect logits": (others, 0),
+    "incorrect multiset": (lambda table, logits: np.sort(others(table, logits), axis=1), 0),
+    "incorrect order": (lambda table, logits: others(table, logits).argsort(axis=1, kind="stable"), 0),
+    "incorrect shares": (shares, 1e-12),
+    "confidences of the set": (confidences, 1e-12),
+}
+_TOP = {"argmax", "top logit", "top probability", "confidences of the set"}
+_OTHERS = {"argmax", "incorrect logits", "incorrect multiset", "incorrect order", "incorrect shares"}
+# Of each kind, around the argmax: what its docstring says that it keeps.
+KEEPS: dict[tf.Transform, set[str]] = {
+    tf.Scale(factor=0.3): {"argmax", "incorrect order"},
+    tf.MaxLogit(how="cap", value=1.0): _OTHERS,
+    tf.LogitGap(how="scale", value=0.1): _OTHERS,
+    tf.Confidence(how="set", value=0.3): _OTHERS,
+    tf.Confidence(how="scale", value=0.7): _OTHERS,
+    tf.PermuteConfidences(): _OTHERS | {"confidences of the set"},
+    tf.PermuteConfidences(within="class", around="label"): _OTHERS | {"confidences of the set"},
+    tf.OrderIncorrect(how="random"): _TOP | {"incorrect multiset"},
+    tf.OrderIncorrect(how="class-random", seed=1): _TOP | {"incorrect multiset"},
+    tf.OrderIncorrect(how="class-mean"): _TOP | {"incorrect multiset"},
+    tf.OrderIncorrect(how="reversed"): _TOP | {"incorrect multiset"},
+    tf.NoisyOrder(correlation=0.3): _TOP | {"incorrect multiset"},
+    tf.KeepTop(k=1): _TOP,
+    tf.FlattenIncorrect(): _TOP,
+}
+
+
+def assert_kept(table: tf.TeacherLogits, transform: tf.Transform, names: set[str]) -> None:
+    found = fitted(transform, table)
+    for name in names:
+        measure, tolerance = INVARIANTS[name]
+        before, after = measure(table, table.logits), measure(table, found)
+        np.testing.assert_allclose(after, before, rtol=tolerance, atol=0, err_msg=f"{name} of {transform}")
+
+
+@pytest.mark.parametrize("transform", KEEPS, ids=repr)
+def test_what_a_transform_claims_to_keep_it_keeps(transform: tf.Transform) -> None:
+    table = awkward()
+    assert not torch.equal(fitted(transform, table), table.logits)
+    assert_kept(table, transform, KEEPS[transform])
+
+
+@pytest.mark.parametrize("first", KEEPS, ids=repr)
+def test_two_in_turn_keep_what_both_keep(first: tf.Transform) -> None:
+    table = awkward()
+    for second, kept in KEEPS.items():
+        assert_kept(table, tf.Compose(first, second), KEEPS[first] & kept)
+
+
+AROUND_THE_LABEL = (
+    tf.OrderIncorrect(how="random", around="label"),
+    tf.OrderIncorrect(how="class-random", around="label"),
+    tf.OrderIncorrect(how="class-mean", around="label"),
+    tf.NoisyOrder(correlation=0.3, around="label"),
+    tf.KeepTop(k=1, around="label"),
+    tf.SmoothLabels(),
+)
+
+
+@pytest.mark.parametrize("transform", [*KEEPS, *AROUND_THE_LABEL], ids=repr)
+def test_a_sample_s_logits_are_its_id_s(transform: tf.Transform) -> None:
+    """Whatever the order of the samples; by itself and after another one that is fitted too."""
+    table = awkward()
+    assert table.labels is not None
+    order = np.random.default_rng(1).permutation(len(table))
+    for what in (transform, tf.Compose(tf.OrderIncorrect(how="random", seed=5), transform)):
+        moved = what.fit(
+            table.logits[order], table.labels[order], table.sample_ids[order], temperature=table.temperature
+        )
+        torch.testing.assert_close(moved(table.sample_ids), fitted(what, table), rtol=1e-13, atol=1e-13)
+
+
+def test_means_that_differ_by_rounding_are_in_one_order_all_the_same() -> None:
+    """Two classes with the same probabilities in another order: only how they are summed tells them apart."""
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(12, 2))
+    logits = np.concatenate([pairs, pairs[:, ::-1]])
+    logits = torch.from_numpy(np.column_stack([np.full(len(logits), 5.0), logits]))
+    ids = rng.permutation(len(logits))
+    transform = tf.OrderIncorrect(how="class-mean")
+    expected = transform.fit(logits, sample_ids=ids)
+    for _ in range(20):
+        order = rng.permutation(len(logits))
+        assert torch.equal(transform.fit(logits[order], sample_ids=ids[order])(ids), expected(ids))
 
 
 @given(table=tables(), transform=ANY)
