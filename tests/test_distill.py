@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from art_logits import TemperaturePGD
 from art_logits import transforms as tf
 from art_logits.data import as_data
-from art_logits.distill import distill, settle
+from art_logits.distill import _Oracle, distill, settle
 from art_logits.objectives import OBJECTIVES, Objective, Views, get_objective
 from art_logits.training_loop import CHECKPOINT, HISTORY, WEIGHTS, History, training_attack
 
@@ -460,6 +460,8 @@ def test_schedulers_are_stepped_by_epoch_and_plateaus_see_robust_accuracy() -> N
         ValueError, match="validation data and an attack must be given for a ReduceLROnPlateau"
     ):
         train(student, **options)
+    with pytest.warns(UserWarning, match=r"mode='min'.* is handed the robust accuracy, which should rise"):
+        train(student, validation=blobs(24, seed=1), **{**options, "scheduler": Plateau(optimizer)})
     other = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(network().parameters(), lr=0.1), 1)
     with pytest.raises(ValueError, match="scheduler must be of the optimizer that trains the model"):
         train(student, optimizer=optimizer, scheduler=other)
@@ -479,13 +481,17 @@ def test_a_nan_loss_stops_before_it_touches_the_weights(tmp_path: Path) -> None:
         return student_logits.sum(dim=1) * (float("nan") if len(seen) == 5 else 1.0)
 
     with pytest.raises(
-        FloatingPointError, match=r"the loss became nan in epoch 2, batch 1: lower lr; .* is kept"
+        FloatingPointError,
+        match=r"the loss became nan in epoch 2, batch 1: lower the learning rate; .* is kept",
     ):
         train(student, objective=broken, out=tmp_path)
     assert_close(weights(student), seen[-1], atol=0)
     assert not student.training
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert state["epoch"] == 1
+    # Without a folder there is no checkpoint to promise.
+    with pytest.raises(FloatingPointError, match=r"the weights are those from before this batch$"):
+        train(objective=lambda z, *_: z.sum(dim=1) * float("nan"))
     assert_close(state["model"], seen[3], atol=0)
 
 
@@ -554,7 +560,7 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path, launcher: str) -
             r"objective must be one of kd, ard, rslad, iad, adaad, .*mean rslad",
         ),
         ({"objective": "rslad", "attack": None}, ValueError, "attack must be given for objective 'rslad'"),
-        ({"attack": "pgd"}, TypeError, "attack must be an art_logits.TemperaturePGD, .* got str"),
+        ({"attack": "pgd"}, TypeError, "attack must be an art_logits.TemperaturePGD, .* got builtins.str"),
         ({"attack": TemperaturePGD(targeted=True)}, ValueError, "attack must be untargeted"),
         (
             {"attack": TemperaturePGD(eps=2.0)},
@@ -594,6 +600,26 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path, launcher: str) -
             "must be logits, got probabilities",
         ),
         ({"teacher": nn.Sequential(teacher(), nn.Softmax(dim=1))}, ValueError, "got probabilities"),
+        (
+            # A transform without a fit would hide what the network says.
+            {
+                "teacher": nn.Sequential(teacher(), nn.Softmax(dim=1)),
+                "augment": "shift",
+                "transform": tf.Scale(factor=2.0),
+            },
+            ValueError,
+            "teacher's logits must be logits, got probabilities",
+        ),
+        (
+            {
+                "teacher": nn.Sequential(teacher(), nn.Softmax(dim=1)),
+                "objective": "adaad",
+                "attack": ATTACK,
+                "transform": tf.Scale(factor=2.0),
+            },
+            ValueError,
+            "teacher's logits must be logits, got probabilities",
+        ),
         ({"teacher": "digits-at"}, TypeError, "teacher must be a model, or an array of its logits, got str"),
         (
             {"teacher": torch.zeros(48, 3), "augment": "shift"},
@@ -636,6 +662,21 @@ def test_a_student_cannot_teach_itself() -> None:
     net = network()
     with pytest.raises(ValueError, match="teacher must be another model than the student"):
         train(net, teacher=net)
+
+
+def test_students_that_return_probabilities_or_share_weights() -> None:
+    with pytest.raises(ValueError, match="student's logits must be logits, got probabilities"):
+        train(nn.Sequential(network(), nn.Softmax(dim=1)))
+    shared = nn.Sequential((net := network()), nn.Linear(CLASSES, CLASSES))
+    with pytest.raises(ValueError, match=r"teacher must not share weights with the student"):
+        train(shared, teacher=net)
+    net.requires_grad_(False)  # what stands still may be shared
+    train(shared, teacher=net)
+
+
+def test_a_table_cannot_be_asked() -> None:
+    with pytest.raises(ValueError, match="teacher must be a network to be asked about other inputs"):
+        _Oracle(settle(), None, None)(*blobs())
 
 
 def test_an_attack_needs_a_radius() -> None:

@@ -254,6 +254,22 @@ class TestImages:
         with pytest.raises(TypeError, match=r"floating point, got torch\.uint8"):
             TemperaturePGD(robust)(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0]))
 
+    def test_a_hair_outside_the_bounds_is_rounding(
+        self, robust: nn.Module, digits: tuple[Tensor, Tensor]
+    ) -> None:
+        images, labels = digits[0][:20], digits[1][:20]
+        attack = TemperaturePGD(robust, **DIGITS, steps=2, random_start=False)
+        expected = attack(images, labels)
+        shifted = torch.where(images == 0, -1e-6, images)
+        assert torch.equal(attack(torch.where(images == 1, 1 + 1e-6, shifted), labels), expected)
+        with pytest.raises(ValueError, match=r"got values in \[-0\.001, 1\]: for normalised images"):
+            attack(torch.where(images == 0, -1e-3, images), labels)
+
+    def test_no_images(self, robust: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+        images, labels = digits[0][:0], digits[1][:0]
+        for attack in (TemperaturePGD(robust), torchattacks.PGD(robust)):
+            assert attack(images, labels).shape == (0, 1, 8, 8)
+
     def test_labels_of_the_wrong_length(self, robust: nn.Module) -> None:
         with pytest.raises(ValueError, match=r"labels must have shape \(2,\)"):
             TemperaturePGD(robust)(torch.zeros(2, 1, 8, 8), torch.tensor([0]))
