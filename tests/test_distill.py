@@ -317,12 +317,24 @@ def test_the_teacher_comes_back_as_it_was() -> None:
     assert all(w.grad is None for w in source.parameters())
 
 
+def test_the_teacher_is_asked_in_eval_mode() -> None:
+    source = network(5, norm=True)
+    source(blobs(seed=2)[0])  # statistics of its own
+    before = weights(source)
+    for name in OBJECTIVES:
+        told = [
+            train(objective=name, teacher=source.train(mode), augment="shift")[0] for mode in (True, False)
+        ]
+        assert_close(*map(weights, told))
+    assert_close(weights(source), before, atol=0)
+
+
 @pytest.mark.parametrize("name", ["kd", "ard", "rslad"])
 def test_a_transform_is_fitted_on_the_whole_set_and_stays(name: str) -> None:
     x, y = blobs()
     with torch.no_grad():
         logits = teacher()(x)
-    what = tf.Compose(tf.PermuteConfidences(seed=3), tf.OrderIncorrect(how="random"))
+    what = tf.Compose(tf.PermuteConfidences(seed=3), tf.OrderIncorrect(how="random", around="label"))
     ids = torch.arange(100, 148)
     data = as_data((x, y)).with_ids(ids)
     first = network()
@@ -336,7 +348,7 @@ def test_a_transform_is_fitted_on_the_whole_set_and_stays(name: str) -> None:
 
 
 def test_a_transform_without_a_fit_works_wherever_the_teacher_is_asked() -> None:
-    reverse = tf.OrderIncorrect(how="reversed")
+    changed = tf.Compose(tf.OrderIncorrect(how="reversed"), tf.Confidence(how="set", value=0.6))
 
     class Reversed(nn.Module):
         def __init__(self) -> None:
@@ -344,11 +356,11 @@ def test_a_transform_without_a_fit_works_wherever_the_teacher_is_asked() -> None
             self.model = teacher()
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return reverse(self.model(inputs))
+            return changed(self.model(inputs), temperature=3.0)
 
     for name in ("kd", "iad", "adaad"):
-        options: dict[str, Any] = {"objective": name, "augment": "shift", "alpha": 0.5}
-        one, _ = train(transform=reverse, **options)
+        options: dict[str, Any] = {"objective": name, "augment": "shift", "alpha": 0.5, "temperature": 3.0}
+        one, _ = train(transform=changed, **options)
         other, _ = train(teacher=Reversed(), **options)
         assert_close(weights(one), weights(other))
 

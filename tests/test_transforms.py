@@ -226,6 +226,22 @@ def test_means_that_differ_by_rounding_are_in_one_order_all_the_same() -> None:
         assert torch.equal(transform.fit(logits[order], sample_ids=ids[order])(ids), expected(ids))
 
 
+@pytest.mark.parametrize("transform", [*KEEPS, *AROUND_THE_LABEL], ids=repr)
+def test_only_what_depends_on_one_sample_alone_goes_without_a_fit(transform: tf.Transform) -> None:
+    """A result that other samples or an id could change needs a fit, and no other does."""
+    table = awkward()
+    assert table.labels is not None
+    half = slice(0, 100)
+    alone = transform.fit(
+        table.logits[half],
+        table.labels[half],
+        table.sample_ids[half] + 10**6,
+        temperature=table.temperature,
+    )
+    same = torch.allclose(alone.logits, fitted(transform, table)[half], rtol=1e-13, atol=1e-13)
+    assert same != transform.needs_fit
+
+
 @given(table=tables(), transform=ANY)
 def test_what_needs_no_fit_does_the_same_sample_by_sample(
     table: tf.TeacherLogits, transform: tf.Transform
@@ -364,9 +380,12 @@ def test_reversed_is_the_order_turned_round(table: tf.TeacherLogits) -> None:
 
 def test_class_mean_order_by_hand() -> None:
     """Two samples of class 0 disagree on the other classes; the one with more mass there decides for both."""
-    z = torch.tensor([[3.0, 2.0, 0.0], [9.0, 0.0, 1.0], [0.0, 1.0, 5.0]], dtype=torch.float64)
+    z = torch.tensor([[3.0, 2.0, 0.0], [9.0, 0.0, 5.0], [0.0, 1.0, 5.0]], dtype=torch.float64)
     found = tf.OrderIncorrect(how="class-mean").fit(z).logits
-    assert found.tolist() == [[3, 2, 0], [9, 1, 0], [0, 1, 5]]
+    assert found.tolist() == [[3, 2, 0], [9, 5, 0], [0, 1, 5]]
+    # At a high temperature all have nearly as much mass, and the logits' own mean decides.
+    warm = tf.OrderIncorrect(how="class-mean").fit(z, temperature=50.0).logits
+    assert warm.tolist() == [[3, 0, 2], [9, 0, 5], [0, 1, 5]]
 
 
 def test_class_random_order_is_one_per_class() -> None:
@@ -404,6 +423,17 @@ def test_noise_reaches_its_correlation(classes: int, goal: float, around: Any) -
     assert transform.fit(z[:1], labels[:1]).logits.shape == (1, classes)
 
 
+def test_noise_comes_from_the_seed_and_ends_nearest_to_its_correlation() -> None:
+    z = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    found = [tf.NoisyOrder(correlation=0.5, seed=seed).fit(z).logits for seed in (0, 1)]
+    assert not torch.equal(*found)
+    # Of one sample with four incorrect classes, 0.8 and 1 are neighbours among the correlations.
+    one = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0]])
+    for seed in range(5):
+        assert torch.equal(tf.NoisyOrder(correlation=0.91, seed=seed).fit(one).logits, one)
+        assert not torch.equal(tf.NoisyOrder(correlation=0.89, seed=seed).fit(one).logits, one)
+
+
 def test_log_odds_are_permuted_uniformly_among_what_is_allowed() -> None:
     """Three samples; the third refuses the smallest. Of 3! permutations the 4 others are as likely."""
     odds, least = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([-9.0, -9.0, 0.5])
@@ -425,6 +455,11 @@ def test_confidences_move_between_samples_and_with_the_seed() -> None:
     assert not torch.equal(*found)
     within = tf.PermuteConfidences(within="class").fit(z).logits
     assert not torch.equal(within, found[0])
+    # Two classes with the same confidences draw different permutations of them.
+    tall = torch.arange(4.0, 24.0, dtype=torch.float64)
+    twins = torch.cat([torch.stack([tall, 0 * tall], dim=1), torch.stack([0 * tall, tall], dim=1)])
+    first, second = tf.PermuteConfidences(within="class").fit(twins).logits.amax(dim=1).chunk(2)
+    assert not torch.equal(first, second)
 
 
 def test_smooth_labels() -> None:
