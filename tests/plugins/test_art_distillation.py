@@ -238,6 +238,38 @@ def test_the_average_is_of_the_network(x: Any, y: Any) -> None:
     assert 0 < float(between.norm()) < float((end["1.weight"] - start["1.weight"]).norm())
 
 
+def test_augmentation_and_precision_reach_the_training(x: Any, y: Any) -> None:
+    images = {image.tobytes() for image in x}
+
+    class Told(nn.Module):
+        """Counts the images of ``x`` among those that it is asked about."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.known, self.all = load_model("digits-at"), 0, 0
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.known += sum(image.numpy().tobytes() in images for image in inputs)
+            self.all += len(inputs)
+            return self.net(inputs)  # type: ignore[no-any-return]
+
+    generator = NumpyDataGenerator(x, y, batch_size=25)
+    for augment in ("none", "shift"):
+        for fit in ("fit", "fit_generator"):
+            teacher = Told()
+            trainer = DistillationTrainer(wrap(small()), teacher)
+            arguments: dict[str, Any] = {"augment": augment, "nb_epochs": 2, "seed": 0}
+            if fit == "fit":
+                trainer.fit(x, y, **arguments)
+            else:
+                trainer.fit_generator(generator, **arguments)
+            assert (teacher.known == teacher.all) == (augment == "none")
+    with pytest.raises(ValueError, match="augment must be one of none, crop-flip, shift"):
+        trainer.fit_generator(generator, augment="flip")
+    half, full = (weights(trained(x, y, fit={"precision": p}).classifier) for p in ("bfloat16", "float32"))
+    assert 0 < float((half["1.weight"] - full["1.weight"]).abs().max()) < 0.1
+
+
 def test_seeds(x: Any, y: Any) -> None:
     same = [weights(trained(x, y).classifier) for _ in range(2)]
     assert_same(*same)
