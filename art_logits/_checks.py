@@ -183,7 +183,8 @@ def inputs(
 def within_a_hair(value: Tensor, limits: Bounds) -> Tensor:
     """Return inputs with what rounding put outside the limits put back, and all else as it is.
 
-    A hair is 1e-5 of the distance between the limits: what is further out is an error, for :func:`inputs`.
+    A hair is 1e-5 of the distance between the limits, or eight roundings of a coarser type: what is further
+    out is an error, for :func:`inputs`.
     """
     if value.numel() == 0:
         return value

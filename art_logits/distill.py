@@ -500,7 +500,7 @@ def distill(
         optimizer: of the student's parameters; by default SGD with Nesterov momentum and a one-cycle learning
             rate, stepped with each batch.
         scheduler: of ``optimizer``'s learning rate, stepped after each epoch; a ``ReduceLROnPlateau`` gets
-            the validation's robust accuracy, and so wants ``mode="max"``.
+            the validation's robust accuracy, and so wants ``mode="max"`` (else there is a warning).
         ema: decay of the exponential moving average of the weights per step, in (0, 1), or None.
         augment: ``"none"``, ``"shift"`` (by up to 2 pixels) or ``"crop-flip"``.
         precision: of the passes; ``"auto"`` takes bfloat16 where a short probe finds it faster.
@@ -518,7 +518,8 @@ def distill(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: an argument out of its range; a missing attack; teacher and student, or logits and data,
-            that do not fit; a teacher that returns probabilities; logits or fitted transforms together with
+            that do not fit; a teacher or student that returns probabilities; a teacher that shares weights
+            with what is trained; logits or fitted transforms together with
             augmentation or with an objective that asks about perturbed inputs; a checkpoint made by another
             recipe.
         FloatingPointError: the loss became NaN or infinite; the student has the weights from before that

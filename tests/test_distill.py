@@ -282,6 +282,24 @@ def test_an_objective_of_your_own() -> None:
         train(objective=lambda s, t, y: (s - t).sum())
 
 
+def test_an_inner_maximisation_alone_asks_the_teacher() -> None:
+    """One that perturbs as rslad does and learns from the labels sees rslad's images in its first step."""
+    own = Objective(
+        name="own",
+        loss=lambda views: views.cross_entropy("student_perturbed"),
+        student=("perturbed",),
+        teacher=(),
+        inner="clean_teacher",
+    )
+    seen = []
+    for objective in (own, "rslad", "ard"):
+        student = Watched(network())
+        train(student, objective=objective, attack=ATTACK, alpha=1.0, temperature=1.0, batch_size=48)
+        seen.append(student.seen[0][0])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
 # The teacher ------------------------------------------------------------------------------------------
 
 
@@ -402,6 +420,17 @@ def test_history_with_validation() -> None:
     assert {"epoch", "lr", "loss"} <= set(history.to_frame().columns)
 
 
+def test_the_history_counts_samples_whose_inner_loss_has_no_gradient() -> None:
+    flat = network()
+    with torch.no_grad():
+        flat[-1].weight.zero_()
+    shares = [
+        train(net, objective="ard", batch_size=48, epochs=1)[1].rows[0]["zero_gradients"]
+        for net in (flat, network())
+    ]
+    assert shares == [1.0, 0.0]
+
+
 def test_the_progress_bar_shows_loss_and_accuracies(capfd: pytest.CaptureFixture[str]) -> None:
     train(validation=blobs(24, seed=1), progress=True, epochs=2)
     shown = capfd.readouterr().err
@@ -445,6 +474,8 @@ def test_average_resume_and_files(tmp_path: Path) -> None:
     assert recipe["distillation"]["attack"]["eps"] == 0.06
     with pytest.raises(ValueError, match=r"another recipe, so it cannot be resumed: teacher: '\w+' there"):
         train(teacher=teacher(6), out=tmp_path / "whole", resume=True, epochs=4, **options)
+    with pytest.raises(ValueError, match=r"cannot be resumed: data: '\w+' there"):
+        train(teacher=teacher(), data=blobs(seed=3), out=tmp_path / "whole", resume=True, epochs=4, **options)
     with pytest.raises(
         ValueError, match=r"distillation: .*'temperature': 1.0.* there, .*'temperature': 2.0.* now"
     ):
