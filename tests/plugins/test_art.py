@@ -872,6 +872,22 @@ def test_the_losses_in_the_log_are_those_of_the_points(reference: PyTorchClassif
 
 
 @pytest.mark.usefixtures("_tensorboard")
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_writer_is_told_the_goals_and_whether_they_are_targets(
+    targeted: bool, reference: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    told = []
+
+    class Spy(SummaryWriterDefault):  # type: ignore[misc]
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            told.append((kwargs["targeted"], kwargs["y"].argmax(axis=1).tolist()))
+
+    options = {**QUICK, "max_iter": 2, "targeted": targeted}
+    TemperaturePGD(reference, **options, summary_writer=Spy(True)).generate(x[:4], y[:4])
+    assert told == [(targeted, y[:4].tolist())] * 2
+
+
+@pytest.mark.usefixtures("_tensorboard")
 def test_the_summary_writer_by_name_and_afterwards(robust: PyTorchClassifier) -> None:
     attack = TemperaturePGD(robust, summary_writer="somewhere")
     assert attack.summary_writer.summary_writer.logdir == "somewhere/generate-0"

@@ -810,6 +810,19 @@ class TestHostSuite:
         assert accuracy(robust, adv, digits[1]) < accuracy(robust, *digits)
 
 
+def test_logits_of_a_subclass_are_the_attacked_ones(exact: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, images, labels = exact
+
+    class Negated(TemperaturePGD):  # type: ignore[misc]
+        def get_logits(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return -super().get_logits(inputs, *args, **kwargs)
+
+    options: dict[str, Any] = {"eps": 0.1, "alpha": 0.03, "steps": 2, "seed": 0}
+    found = Negated(net, **options)(images, labels)
+    assert torch.equal(found, TemperaturePGD(Scaled(net, -1.0), **options)(images, labels))
+    assert not torch.equal(found, TemperaturePGD(net, **options)(images, labels))
+
+
 def test_without_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     monkeypatch.delitem(sys.modules, "torchattacks.attack", raising=False)
