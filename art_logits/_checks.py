@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
@@ -28,7 +29,7 @@ def number(name: str, value: object, *, above: float | None = None, at_least: fl
         ValueError: NaN, infinite, or outside the limits.
     """
     if not is_number(value):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {reprlib.repr(value)} of type {type(value).__name__}")
     result = float(value)
     limit = f" > {above:g}" if above is not None else f" >= {at_least:g}" if at_least is not None else ""
     below = (above is not None and result <= above) or (at_least is not None and result < at_least)
@@ -179,6 +180,23 @@ def inputs(
     return value.detach()
 
 
+def within_a_hair(value: Tensor, limits: Bounds) -> Tensor:
+    """Return inputs with what rounding put outside the limits put back, and all else as it is.
+
+    A hair is 1e-5 of the distance between the limits, or eight roundings of a coarser type: what is further
+    out is an error, for :func:`inputs`.
+    """
+    if value.numel() == 0:
+        return value
+    low, high = (torch.as_tensor(limit, dtype=value.dtype, device=value.device) for limit in limits)
+    smallest, largest = value.aminmax()
+    if bool(low.max() <= smallest) and bool(largest <= high.min()):
+        return value
+    inside = value.clamp(low, high)
+    hair = (high - low) * max(1e-5, 8 * torch.finfo(value.dtype).eps)
+    return torch.where((value - inside).abs() <= hair, inside, value)
+
+
 def labels(name: str, value: object, count: int, device: torch.device) -> Tensor:
     """Return class indices ``(N,)`` as int64 on ``device``; their range is checked by :func:`in_range`.
 
@@ -289,15 +307,19 @@ def teacher_logits(value: object) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def not_probabilities(logits: Tensor) -> Tensor:
+def not_probabilities(logits: Tensor, whose: str = "teacher") -> Tensor:
     """Return the logits ``(N, C)`` of a whole set, unless every row of them is one of probabilities.
+
+    Args:
+        logits: the set's.
+        whose: the model, for the message.
 
     Raises:
         ValueError: every row holds numbers >= 0 whose sum is 1.
     """
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
         raise ValueError(
-            "teacher's logits must be logits, got probabilities (rows of numbers >= 0 with sum 1): give the "
+            f"{whose}'s logits must be logits, got probabilities (rows of numbers >= 0 with sum 1): give the "
             "outputs before the softmax, or the logarithm of the probabilities"
         )
     return logits

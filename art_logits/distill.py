@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -156,7 +157,7 @@ def _inner(goal: Objective, attack: TemperaturePGD | None) -> TemperaturePGD | N
     if not isinstance(attack, TemperaturePGD):
         raise TypeError(
             f"attack must be an art_logits.TemperaturePGD, the config of the inner maximisation, "
-            f"got {type(attack).__name__}"
+            f"got {type(attack).__module__}.{type(attack).__qualname__}"
         )
     check_radius(attack)
     return training_attack(attack)
@@ -177,7 +178,8 @@ def check_radius(attack: TemperaturePGD) -> None:
         if float(eps.max()) > span:
             raise ValueError(
                 f"attack's eps {float(eps.max()):g} exceeds the range of the inputs, {span:g}, so it is no "
-                "radius for Linf: give one for Linf, or the norm that it belongs to (norm='L2' or 'L1')"
+                "radius for Linf: give one for Linf, the norm that it belongs to (norm='L2' or 'L1'), or the "
+                "inputs' own bounds="
             )
         return
     levels = eps.double() * 255 / span
@@ -248,12 +250,16 @@ class _Oracle:
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Logits ``(n, C)`` on any inputs, differentiable."""
-        if self.network is None:
-            raise ValueError("teacher must be a network to be asked about other inputs, got its logits")
-        logits = _checks.teacher_logits(self.network(inputs))
+        logits = self.untransformed(inputs)
         if not self.transform.transforms:
             return logits
         return self.transform(logits, labels, temperature=self.temperature)
+
+    def untransformed(self, inputs: Tensor) -> Tensor:
+        """What the network itself says, ``(n, C)``."""
+        if self.network is None:
+            raise ValueError("teacher must be a network to be asked about other inputs, got its logits")
+        return _checks.teacher_logits(self.network(inputs))
 
 
 class _Pair(nn.Module):
@@ -312,10 +318,8 @@ def _oracle(
             f"{what} cannot follow inputs that are augmented or come from a generator without sample ids: "
             "give the teacher as a network without such a transform, or train on arrays with augment='none'"
         )
-    if given is None and (data is None or not constant or terms.asks_perturbed):
+    if data is None or not constant or terms.asks_perturbed:  # then logits have been refused
         return _Oracle(terms, _network(teacher, precision, device), None)
-    if data is None:  # unreachable: without data nothing is constant
-        raise ValueError("data must be given with the teacher's logits")
     if given is None:
         given = _ask_all(_network(teacher, "float32", device), data, device)
     labels = data.labels.to(device) if terms.transform.needs_labels else None
@@ -366,7 +370,7 @@ class _Step:
         self.goal, self.alpha, self.temperature = terms.objective, terms.alpha, terms.temperature
         self.checked = False
 
-    def check(self, student: Model, inputs: Tensor, labels: Tensor, ids: Tensor | None) -> int:
+    def check(self, student: Model, inputs: Tensor, labels: Tensor) -> int:
         """Refuse a teacher and a student that do not fit, before anything is trained.
 
         Returns:
@@ -374,17 +378,20 @@ class _Step:
 
         Raises:
             ValueError: other numbers of classes, labels or class weights that do not fit them, or a teacher
-                that returns probabilities.
+                or student that returns probabilities.
         """
         with torch.no_grad(), evaluating(student):
-            classes = _checks.logits(student(inputs), len(inputs)).shape[1]
-        said = self.oracle.clean(inputs, labels, ids)
+            outputs = _checks.logits(student(inputs), len(inputs))
+            if self.oracle.table is None:
+                # Before a transform, which would hide it.
+                said = _checks.not_probabilities(self.oracle.untransformed(inputs))
+            else:
+                said = self.oracle.table.logits
+        classes = _checks.not_probabilities(outputs, "student").shape[1]
         if said.shape[1] != classes:
             raise ValueError(
                 f"teacher and student must have the same number of classes, got {said.shape[1]} and {classes}"
             )
-        if self.oracle.table is None:
-            _checks.not_probabilities(said)
         _checks.in_range("labels", labels, classes)
         weights = self.terms.class_weights
         if weights is not None and len(weights) != classes:
@@ -395,7 +402,7 @@ class _Step:
     def __call__(self, run: TrainingRun, batch: Batch) -> Tensor:
         """The loss of each sample, ``(n,)``."""
         if not self.checked:
-            self.check(run.bare, batch.inputs, batch.labels, batch.ids)
+            self.check(run.bare, batch.inputs, batch.labels)
         teacher = None
         if self.goal.asks("teacher", "clean", self.alpha):
             teacher = self.oracle.clean(batch.inputs, batch.labels, batch.ids)
@@ -493,7 +500,7 @@ def distill(
         optimizer: of the student's parameters; by default SGD with Nesterov momentum and a one-cycle learning
             rate, stepped with each batch.
         scheduler: of ``optimizer``'s learning rate, stepped after each epoch; a ``ReduceLROnPlateau`` gets
-            the validation's robust accuracy, and so wants ``mode="max"``.
+            the validation's robust accuracy, and so wants ``mode="max"`` (else there is a warning).
         ema: decay of the exponential moving average of the weights per step, in (0, 1), or None.
         augment: ``"none"``, ``"shift"`` (by up to 2 pixels) or ``"crop-flip"``.
         precision: of the passes; ``"auto"`` takes bfloat16 where a short probe finds it faster.
@@ -511,7 +518,8 @@ def distill(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: an argument out of its range; a missing attack; teacher and student, or logits and data,
-            that do not fit; a teacher that returns probabilities; logits or fitted transforms together with
+            that do not fit; a teacher or student that returns probabilities; a teacher that shares weights
+            with what is trained; logits or fitted transforms together with
             augmentation or with an objective that asks about perturbed inputs; a checkpoint made by another
             recipe.
         FloatingPointError: the loss became NaN or infinite; the student has the weights from before that
@@ -599,6 +607,7 @@ def train_student(
     """
     if teacher is student:
         raise ValueError("teacher must be another model than the student, got the same one")
+    _check_shared_weights(student, teacher)
     _check_scheduler(options.get("scheduler"))
     with evaluating(teacher):
         oracle = _oracle(
@@ -615,9 +624,19 @@ def train_student(
         )
         if data is not None:
             inputs, labels = (tensor.to(device) for tensor in data.batch(slice(0, 64)))
-            classes = step.check(run.bare, inputs, labels, data.ids[:64])
+            classes = step.check(run.bare, inputs, labels)
             _checks.in_range("labels", data.labels, classes)
         return run.run(validation, resume=resume, progress=progress)
+
+
+def _check_shared_weights(student: nn.Module, teacher: Teacher) -> None:
+    """The teacher's weights stand still, so none of them may be one that the student trains."""
+    trained = {id(weight) for weight in student.parameters() if weight.requires_grad}
+    if isinstance(teacher, nn.Module) and any(id(weight) in trained for weight in teacher.parameters()):
+        raise ValueError(
+            "teacher must not share weights with the student, whose training changes them: give it a copy, "
+            "as copy.deepcopy makes one"
+        )
 
 
 def _check_scheduler(scheduler: Any) -> None:
@@ -626,6 +645,12 @@ def _check_scheduler(scheduler: Any) -> None:
         raise ValueError(
             "scheduler must be a torch.optim.lr_scheduler.LRScheduler, got "
             f"{getattr(scheduler, '__name__', type(scheduler).__name__)}"
+        )
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min":
+        warnings.warn(
+            "scheduler is a ReduceLROnPlateau with mode='min', torch's default, and is handed the robust "
+            "accuracy, which should rise: with mode='max' it lowers the learning rate where that stalls",
+            stacklevel=4,
         )
 
 

@@ -54,10 +54,10 @@ def distill(
     n_validation: NValidation = 512,
     objective: Annotated[str, typer.Option(help="kd (clean images only), ard, rslad, iad or adaad.")] = "kd",
     temperature: Annotated[
-        float | None, typer.Option(help="Of the distillation. [default: the objective's published one]")
+        float | None, typer.Option(help="Of the distillation.", show_default="the objective's published one")
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="The objective's weight. [default: its published one]")
+        float | None, typer.Option(help="The objective's weight.", show_default="its published one")
     ] = None,
     transform: Annotated[
         list[str] | None,
@@ -75,7 +75,7 @@ def distill(
     batch_size: BatchSize = 128,
     lr: LearningRate = 0.1,
     weight_decay: WeightDecay = 5e-4,
-    ema: Ema = 0.995,
+    ema: Ema = None,
     augment: Augment = "none",
     precision: TrainingPrecision = "auto",
     device: Device = "auto",
@@ -90,7 +90,7 @@ def distill(
     from .distill import distill as run
     from .evaluation import resolve_device
     from .models import load_model
-    from .training_cli import inner_attack, load_splits, new_model, say_result, shape_of
+    from .training_cli import average_decay, inner_attack, load_splits, new_model, say_result, shape_of
     from .transform_specs import parse_transforms
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -117,7 +117,7 @@ def distill(
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
-        ema=ema or None,
+        ema=average_decay(ema, training_data, epochs, batch_size),
         augment=augment,
         precision=cast(Any, precision),
         device=where,

@@ -36,8 +36,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Bundled name (digits-at, digits-standard), torchvision:NAME, timm:NAME, "
-            "robustbench:DATASET/THREAT_MODEL/NAME, FILE.py:factory or package.module:factory. "
-            f"[default: {DEFAULT_MODEL}]"
+            "robustbench:DATASET/THREAT_MODEL/NAME, FILE.py:factory or package.module:factory.",
+            show_default=DEFAULT_MODEL,
         ),
     ] = None,
     checkpoint: Annotated[
@@ -49,13 +49,13 @@ def evaluate(
     ] = None,
     std: Annotated[str | None, typer.Option(help="Their standard deviation, per channel.")] = None,
     model_dir: Annotated[
-        Path | None, typer.Option(help="Folder of RobustBench's checkpoints. [default: models]")
+        Path | None, typer.Option(help="Folder of RobustBench's checkpoints.", show_default="models")
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Second model to compare with, attacked in its own right. "
-            f"[default: {DEFAULT_REFERENCE} beside the default model, else none]"
+            help="Second model to compare with, attacked in its own right.",
+            show_default=f"{DEFAULT_REFERENCE} beside the default model, else none",
         ),
     ] = None,
     reference_checkpoint: Annotated[Path | None, typer.Option(help="The reference's weights.")] = None,
@@ -77,12 +77,13 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="NAME[:key=value,...], repeatable: pgd, temperature-pgd:steps=50,restarts=2, "
-            "autoattack, apgd-ce, torchattacks:CLASS, art:CLASS. [default: pgd and temperature-pgd]"
+            "autoattack, apgd-ce, torchattacks:CLASS, art:CLASS.",
+            show_default="pgd and temperature-pgd",
         ),
     ] = None,
     norm: Norm = "Linf",
     eps: Eps = None,
-    n_examples: Annotated[int | None, typer.Option(help="Samples to attack. [default: all]")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Samples to attack.", show_default="all")] = None,
     sampling: Annotated[
         str, typer.Option(help="How to draw them: balanced (over classes, by the seed) or first.")
     ] = "balanced",
@@ -97,7 +98,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of random starts and of the balanced draw.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help=f"Folder for records, tables and report. [default: {RUNS}/DATA-MODEL]"),
+        typer.Option(help="Folder for records, tables and report.", show_default=f"{RUNS}/DATA-MODEL"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the same run in --out.")] = False,
     figures: Figures = False,

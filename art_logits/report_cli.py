@@ -19,7 +19,7 @@ COMPARISON = Path("art-logits-runs/comparison")
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: DIR]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="DIR")] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Also of a run that was interrupted, as far as it got.")
     ] = False,

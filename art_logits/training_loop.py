@@ -526,8 +526,8 @@ class TrainingRun:
         value = float(self._summed(loss.detach())) / self.team.num_processes
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss became {value} in epoch {self.epoch + 1}, batch {number}: lower lr; "
-                "the last epoch's checkpoint is kept"
+                f"the loss became {value} in epoch {self.epoch + 1}, batch {number}: lower the learning "
+                f"rate; the weights are those from before this batch{self._kept}"
             )
         self.stepper.zero_grad(set_to_none=True)
         self.team.backward(loss)
@@ -541,11 +541,15 @@ class TrainingRun:
     def _summed(self, value: Any) -> Tensor:
         return self.team.reduce(torch.as_tensor(value, device=self.device), reduction="sum")
 
+    @property
+    def _kept(self) -> str:
+        return "" if self.out is None else "; the last epoch's checkpoint is kept"
+
     def _check_weights(self) -> None:
         if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
             raise FloatingPointError(
-                f"weights became NaN or infinite at the end of epoch {self.epoch + 1}: lower lr; "
-                "the last epoch's checkpoint is kept"
+                f"weights became NaN or infinite at the end of epoch {self.epoch + 1}: lower the learning "
+                f"rate{self._kept}"
             )
 
     def _validate(self, data: Data | None) -> None:

@@ -403,7 +403,8 @@ class Compose(Transform):
 class Scale(Transform):
     """All logits times a factor, as another temperature does.
 
-    Keeps: argmax, the order of all classes. Changes: max logit, gap, confidence.
+    Keeps: argmax, the order of all classes (logits that differ by a bit may become equal, the argmax stays
+    ahead). Changes: max logit, gap, confidence.
 
     Args:
         factor: > 0.
@@ -419,7 +420,7 @@ class Scale(Transform):
 
     def apply(self, table: TeacherLogits) -> Tensor:
         """``factor * z``."""
-        return table.logits * self.factor
+        return _leading(table.logits * self.factor, table.correct("argmax"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -813,7 +814,7 @@ def _reordered(logits: Tensor, correct: Tensor, priority: Tensor, around: Around
 
 
 def _leading(logits: Tensor, top: Tensor) -> Tensor:
-    """The argmax where another class holds the same logit and stands first now: one ulp above it."""
+    """The argmax one ulp above another class that holds the same logit now and stands before it."""
     return with_top(logits, top, logits.gather(1, top))
 
 

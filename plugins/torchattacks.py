@@ -145,7 +145,7 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
         """Attack images in [0, 1]; the host's ``__call__`` undoes and repeats their normalisation.
 
         Args:
-            images: ``(N, ...)``, floating point, in [0, 1].
+            images: ``(N, ...)``, floating point, in [0, 1] but for rounding.
             labels: ``(N,)``, class indices.
 
         Returns:
@@ -155,7 +155,9 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
             TypeError: images, labels or what a callable returned are of the wrong type.
             ValueError: they have the wrong shape or range.
         """
-        images = _checks.inputs(images, _BOUNDS, remedy=_REMEDY).to(self.device)
+        if isinstance(images, Tensor) and images.shape[:1] == (0,):
+            return images.detach().clone().to(self.device)  # as the host's attacks do
+        images = _checks.inputs(_inside(images), _BOUNDS, remedy=_REMEDY).to(self.device)
         labels = _checks.labels("labels", labels, len(images), images.device)
         eps, seed = self.eps, self._draw_seed()
         if callable(eps):
@@ -222,9 +224,7 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
     def inverse_normalize(self, inputs: Tensor) -> Tensor:
         """Images in [0, 1] of normalised ones; what rounding put outside by a hair goes back in."""
         images: Tensor = super().inverse_normalize(inputs)
-        inside = images.clamp(0, 1)
-        hair = max(1e-5, 8 * torch.finfo(images.dtype).eps)
-        return torch.where((images - inside).abs() <= hair, inside, images)
+        return _inside(images)
 
     def save(
         self,
@@ -273,6 +273,12 @@ class _Normalised(nn.Module):
             images = self.attack.normalize(images)
         logits: Tensor = self.model(images)
         return logits
+
+
+def _inside(images: Tensor) -> Tensor:
+    """Images with what rounding put outside [0, 1] by a hair put back; of another kind as they are."""
+    floating = isinstance(images, Tensor) and images.is_floating_point()
+    return _checks.within_a_hair(images, _BOUNDS) if floating else images
 
 
 def _of_norm(value: Any, of_norm: Mapping[str, Any], norm: object) -> Any:

@@ -299,3 +299,27 @@ def test_per_sample() -> None:
     for shape in ((), (1,), (2, 1)):
         with pytest.raises(ValueError, match=r"loss must return one value per sample, shape \(2,\), got"):
             _checks.per_sample("loss", torch.zeros(shape), 2)
+
+
+def test_what_is_out_by_a_hair_is_put_back_and_all_else_stays() -> None:
+    inside = torch.tensor([[0.0, 0.5, 1.0]])
+    assert _checks.within_a_hair(inside, UNIT) is inside
+    found = _checks.within_a_hair(torch.tensor([[-1e-6, 0.5, 1 + 1e-6]]), UNIT)
+    assert torch.equal(found, inside)
+    far = torch.tensor([[-1e-4, torch.nan, 1.5]])
+    assert torch.equal(_checks.within_a_hair(far, UNIT).nan_to_num(7.0), far.nan_to_num(7.0))
+    # The unit is the distance between the limits, element by element.
+    limits = Bounds(torch.zeros(3), torch.tensor([1.0, 255.0, 1.0]))
+    found = _checks.within_a_hair(torch.tensor([[0.5, 255.001, 1.001]]), limits)
+    assert torch.equal(found, torch.tensor([[0.5, 255.0, 1.001]]))
+    free = Bounds(-float("inf"), float("inf"))
+    assert torch.equal(_checks.within_a_hair(far[:, :1], free), far[:, :1])
+    assert _checks.within_a_hair(inside[:0], UNIT).shape == (0, 3)
+
+
+def test_probabilities_say_whose() -> None:
+    probabilities = torch.full((4, 2), 0.5)
+    for whose in ("teacher", "student"):
+        with pytest.raises(ValueError, match=f"{whose}'s logits must be logits, got probabilities"):
+            _checks.not_probabilities(probabilities, whose)
+    assert _checks.not_probabilities(probabilities.log()) is not None

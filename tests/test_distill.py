@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from art_logits import TemperaturePGD
 from art_logits import transforms as tf
 from art_logits.data import as_data
-from art_logits.distill import distill, settle
+from art_logits.distill import _Oracle, distill, settle
 from art_logits.objectives import OBJECTIVES, Objective, Views, get_objective
 from art_logits.training_loop import CHECKPOINT, HISTORY, WEIGHTS, History, training_attack
 
@@ -282,6 +282,24 @@ def test_an_objective_of_your_own() -> None:
         train(objective=lambda s, t, y: (s - t).sum())
 
 
+def test_an_inner_maximisation_alone_asks_the_teacher() -> None:
+    """One that perturbs as rslad does and learns from the labels sees rslad's images in its first step."""
+    own = Objective(
+        name="own",
+        loss=lambda views: views.cross_entropy("student_perturbed"),
+        student=("perturbed",),
+        teacher=(),
+        inner="clean_teacher",
+    )
+    seen = []
+    for objective in (own, "rslad", "ard"):
+        student = Watched(network())
+        train(student, objective=objective, attack=ATTACK, alpha=1.0, temperature=1.0, batch_size=48)
+        seen.append(student.seen[0][0])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
 # The teacher ------------------------------------------------------------------------------------------
 
 
@@ -317,12 +335,24 @@ def test_the_teacher_comes_back_as_it_was() -> None:
     assert all(w.grad is None for w in source.parameters())
 
 
+def test_the_teacher_is_asked_in_eval_mode() -> None:
+    source = network(5, norm=True)
+    source(blobs(seed=2)[0])  # statistics of its own
+    before = weights(source)
+    for name in OBJECTIVES:
+        told = [
+            train(objective=name, teacher=source.train(mode), augment="shift")[0] for mode in (True, False)
+        ]
+        assert_close(*map(weights, told))
+    assert_close(weights(source), before, atol=0)
+
+
 @pytest.mark.parametrize("name", ["kd", "ard", "rslad"])
 def test_a_transform_is_fitted_on_the_whole_set_and_stays(name: str) -> None:
     x, y = blobs()
     with torch.no_grad():
         logits = teacher()(x)
-    what = tf.Compose(tf.PermuteConfidences(seed=3), tf.OrderIncorrect(how="random"))
+    what = tf.Compose(tf.PermuteConfidences(seed=3), tf.OrderIncorrect(how="random", around="label"))
     ids = torch.arange(100, 148)
     data = as_data((x, y)).with_ids(ids)
     first = network()
@@ -336,7 +366,7 @@ def test_a_transform_is_fitted_on_the_whole_set_and_stays(name: str) -> None:
 
 
 def test_a_transform_without_a_fit_works_wherever_the_teacher_is_asked() -> None:
-    reverse = tf.OrderIncorrect(how="reversed")
+    changed = tf.Compose(tf.OrderIncorrect(how="reversed"), tf.Confidence(how="set", value=0.6))
 
     class Reversed(nn.Module):
         def __init__(self) -> None:
@@ -344,11 +374,11 @@ def test_a_transform_without_a_fit_works_wherever_the_teacher_is_asked() -> None
             self.model = teacher()
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return reverse(self.model(inputs))
+            return changed(self.model(inputs), temperature=3.0)
 
     for name in ("kd", "iad", "adaad"):
-        options: dict[str, Any] = {"objective": name, "augment": "shift", "alpha": 0.5}
-        one, _ = train(transform=reverse, **options)
+        options: dict[str, Any] = {"objective": name, "augment": "shift", "alpha": 0.5, "temperature": 3.0}
+        one, _ = train(transform=changed, **options)
         other, _ = train(teacher=Reversed(), **options)
         assert_close(weights(one), weights(other))
 
@@ -388,6 +418,17 @@ def test_history_with_validation() -> None:
         min(float(stays[y == c].double().mean()) for c in range(3))
     )
     assert {"epoch", "lr", "loss"} <= set(history.to_frame().columns)
+
+
+def test_the_history_counts_samples_whose_inner_loss_has_no_gradient() -> None:
+    flat = network()
+    with torch.no_grad():
+        flat[-1].weight.zero_()
+    shares = [
+        train(net, objective="ard", batch_size=48, epochs=1)[1].rows[0]["zero_gradients"]
+        for net in (flat, network())
+    ]
+    assert shares == [1.0, 0.0]
 
 
 def test_the_progress_bar_shows_loss_and_accuracies(capfd: pytest.CaptureFixture[str]) -> None:
@@ -433,6 +474,8 @@ def test_average_resume_and_files(tmp_path: Path) -> None:
     assert recipe["distillation"]["attack"]["eps"] == 0.06
     with pytest.raises(ValueError, match=r"another recipe, so it cannot be resumed: teacher: '\w+' there"):
         train(teacher=teacher(6), out=tmp_path / "whole", resume=True, epochs=4, **options)
+    with pytest.raises(ValueError, match=r"cannot be resumed: data: '\w+' there"):
+        train(teacher=teacher(), data=blobs(seed=3), out=tmp_path / "whole", resume=True, epochs=4, **options)
     with pytest.raises(
         ValueError, match=r"distillation: .*'temperature': 1.0.* there, .*'temperature': 2.0.* now"
     ):
@@ -460,6 +503,8 @@ def test_schedulers_are_stepped_by_epoch_and_plateaus_see_robust_accuracy() -> N
         ValueError, match="validation data and an attack must be given for a ReduceLROnPlateau"
     ):
         train(student, **options)
+    with pytest.warns(UserWarning, match=r"mode='min'.* is handed the robust accuracy, which should rise"):
+        train(student, validation=blobs(24, seed=1), **{**options, "scheduler": Plateau(optimizer)})
     other = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(network().parameters(), lr=0.1), 1)
     with pytest.raises(ValueError, match="scheduler must be of the optimizer that trains the model"):
         train(student, optimizer=optimizer, scheduler=other)
@@ -479,13 +524,17 @@ def test_a_nan_loss_stops_before_it_touches_the_weights(tmp_path: Path) -> None:
         return student_logits.sum(dim=1) * (float("nan") if len(seen) == 5 else 1.0)
 
     with pytest.raises(
-        FloatingPointError, match=r"the loss became nan in epoch 2, batch 1: lower lr; .* is kept"
+        FloatingPointError,
+        match=r"the loss became nan in epoch 2, batch 1: lower the learning rate; .* is kept",
     ):
         train(student, objective=broken, out=tmp_path)
     assert_close(weights(student), seen[-1], atol=0)
     assert not student.training
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert state["epoch"] == 1
+    # Without a folder there is no checkpoint to promise.
+    with pytest.raises(FloatingPointError, match=r"the weights are those from before this batch$"):
+        train(objective=lambda z, *_: z.sum(dim=1) * float("nan"))
     assert_close(state["model"], seen[3], atol=0)
 
 
@@ -554,7 +603,7 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path, launcher: str) -
             r"objective must be one of kd, ard, rslad, iad, adaad, .*mean rslad",
         ),
         ({"objective": "rslad", "attack": None}, ValueError, "attack must be given for objective 'rslad'"),
-        ({"attack": "pgd"}, TypeError, "attack must be an art_logits.TemperaturePGD, .* got str"),
+        ({"attack": "pgd"}, TypeError, "attack must be an art_logits.TemperaturePGD, .* got builtins.str"),
         ({"attack": TemperaturePGD(targeted=True)}, ValueError, "attack must be untargeted"),
         (
             {"attack": TemperaturePGD(eps=2.0)},
@@ -594,6 +643,26 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path, launcher: str) -
             "must be logits, got probabilities",
         ),
         ({"teacher": nn.Sequential(teacher(), nn.Softmax(dim=1))}, ValueError, "got probabilities"),
+        (
+            # A transform without a fit would hide what the network says.
+            {
+                "teacher": nn.Sequential(teacher(), nn.Softmax(dim=1)),
+                "augment": "shift",
+                "transform": tf.Scale(factor=2.0),
+            },
+            ValueError,
+            "teacher's logits must be logits, got probabilities",
+        ),
+        (
+            {
+                "teacher": nn.Sequential(teacher(), nn.Softmax(dim=1)),
+                "objective": "adaad",
+                "attack": ATTACK,
+                "transform": tf.Scale(factor=2.0),
+            },
+            ValueError,
+            "teacher's logits must be logits, got probabilities",
+        ),
         ({"teacher": "digits-at"}, TypeError, "teacher must be a model, or an array of its logits, got str"),
         (
             {"teacher": torch.zeros(48, 3), "augment": "shift"},
@@ -636,6 +705,21 @@ def test_a_student_cannot_teach_itself() -> None:
     net = network()
     with pytest.raises(ValueError, match="teacher must be another model than the student"):
         train(net, teacher=net)
+
+
+def test_students_that_return_probabilities_or_share_weights() -> None:
+    with pytest.raises(ValueError, match="student's logits must be logits, got probabilities"):
+        train(nn.Sequential(network(), nn.Softmax(dim=1)))
+    shared = nn.Sequential((net := network()), nn.Linear(CLASSES, CLASSES))
+    with pytest.raises(ValueError, match=r"teacher must not share weights with the student"):
+        train(shared, teacher=net)
+    net.requires_grad_(False)  # what stands still may be shared
+    train(shared, teacher=net)
+
+
+def test_a_table_cannot_be_asked() -> None:
+    with pytest.raises(ValueError, match="teacher must be a network to be asked about other inputs"):
+        _Oracle(settle(), None, None)(*blobs())
 
 
 def test_an_attack_needs_a_radius() -> None:

@@ -337,7 +337,8 @@ def test_resuming_where_nothing_is_begins(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        FloatingPointError, match=r"the loss became nan in epoch 2, batch 1: lower lr; .* checkpoint is kept"
+        FloatingPointError,
+        match=r"the loss became nan in epoch 2, batch 1: lower the learning rate; .* checkpoint is kept",
     ):
         train(model=Exploding(network(), passes=4), out=tmp_path)
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)

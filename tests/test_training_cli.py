@@ -16,7 +16,7 @@ from art_logits.cli import main
 from art_logits.data import load_data
 from art_logits.models import DigitsNet, load_model
 from art_logits.pretrained import Pretrained
-from art_logits.training_cli import new_model
+from art_logits.training_cli import average_decay, new_model
 
 QUICK = ["--epochs", "1", "--batch-size", "8", "--n-validation", "6", "--precision", "float32"]
 MADE = ["--data", "digits", "--model", "art_logits.models:DigitsNet", "--eps", "0.2", "--epochs", "20"]
@@ -108,6 +108,31 @@ def test_options_reach_the_recipe(capsys: pytest.CaptureFixture[str], npz: str, 
     attack = {key: recipe["attack"][key] for key in ("norm", "eps", "steps", "step_size", "temperature")}
     assert attack == {"norm": "L2", "eps": 0.5, "steps": 2, "step_size": 0.125, "temperature": "gap"}
     assert (recipe["lr"], recipe["ema"], recipe["augment"], recipe["seed"]) == (0.02, None, "shift", 3)
+
+
+def test_the_average_forgets_the_first_weights_within_the_run() -> None:
+    data = load_data("digits", split="train")
+    assert average_decay(None, data, 30, 128) == pytest.approx(1 - 10 / 330)
+    assert average_decay(None, data, 1000, 128) == 0.995
+    assert average_decay(None, data, 1, 200) is None  # 7 steps have nothing to average
+    assert average_decay(0.0, data, 30, 128) is None
+    assert average_decay(0.9, data, 30, 128) == 0.9
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "evaluate", "report"])
+def test_help_tells_the_defaults_that_are_no_values(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    wanted = {
+        "train": ["eps / 2", "0.995, less where the steps are few"],
+        "distill": ["the objective's published one", "by data and norm"],
+        "evaluate": ["pgd and temperature-pgd", "digits-at", "art-logits-runs/DATA-MODEL"],
+        "report": ["DIR"],
+    }
+    assert all(f"[default: ({default})]" in shown for default in wanted[command])
 
 
 def test_the_seed_decides_the_initial_weights(

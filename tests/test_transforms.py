@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,143 @@ def test_the_order_of_the_samples_does_not_matter(
         temperature=table.temperature,
     )
     assert torch.equal(moved(table.sample_ids), fitted(transform, table))
+
+
+def awkward() -> tf.TeacherLogits:
+    """Every way in which four classes can tie or miss it by one bit, and ordinary rows; ids in no order."""
+    rng = np.random.default_rng(0)
+    close = [0.0, 1.0, np.nextafter(2.0, 0.0), 2.0]
+    rows = np.concatenate([np.array(list(product(close, repeat=4))), 3 * rng.normal(size=(64, 4))])
+    rows, ids = rng.permutation(rows), rng.permutation(5 * len(rows))[: len(rows)]
+    return tf.TeacherLogits(
+        torch.from_numpy(rows), torch.from_numpy(rng.integers(4, size=len(rows))), ids, 2.0
+    )
+
+
+def top_of(table: tf.TeacherLogits, logits: Tensor) -> tuple[Any, Any, Any]:
+    """Place, logit and probability of the class that is the argmax in the table."""
+    rows, top = np.arange(len(table)), table.logits.argmax(dim=1).numpy()
+    return top, logits.numpy()[rows, top], probabilities(logits, table.temperature)[rows, top]
+
+
+def others(table: tf.TeacherLogits, logits: Tensor) -> Any:
+    return incorrect(logits, table.logits.argmax(dim=1).numpy())
+
+
+def shares(table: tf.TeacherLogits, logits: Tensor) -> Any:
+    e = np.exp(others(table, logits) / table.temperature)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def confidences(table: tf.TeacherLogits, logits: Tensor) -> Any:
+    return np.sort(probabilities(logits, table.temperature).max(axis=1))
+
+
+# What can be kept, as a function of the table and of new logits; equal to the last bit, or nearly.
+INVARIANTS: dict[str, tuple[Any, float]] = {
+    "argmax": (lambda table, logits: logits.argmax(dim=1).numpy(), 0),
+    "top logit": (lambda table, logits: top_of(table, logits)[1], 1e-15),
+    "top probability": (lambda table, logits: top_of(table, logits)[2], 1e-12),
+    "incorrect logits": (others, 0),
+    "incorrect multiset": (lambda table, logits: np.sort(others(table, logits), axis=1), 0),
+    "incorrect order": (lambda table, logits: others(table, logits).argsort(axis=1, kind="stable"), 0),
+    "incorrect shares": (shares, 1e-12),
+    "confidences of the set": (confidences, 1e-12),
+}
+_TOP = {"argmax", "top logit", "top probability", "confidences of the set"}
+_OTHERS = {"argmax", "incorrect logits", "incorrect multiset", "incorrect order", "incorrect shares"}
+# Of each kind, around the argmax: what its docstring says that it keeps.
+KEEPS: dict[tf.Transform, set[str]] = {
+    tf.Scale(factor=0.3): {"argmax", "incorrect order"},
+    tf.MaxLogit(how="cap", value=1.0): _OTHERS,
+    tf.LogitGap(how="scale", value=0.1): _OTHERS,
+    tf.Confidence(how="set", value=0.3): _OTHERS,
+    tf.Confidence(how="scale", value=0.7): _OTHERS,
+    tf.PermuteConfidences(): _OTHERS | {"confidences of the set"},
+    tf.PermuteConfidences(within="class", around="label"): _OTHERS | {"confidences of the set"},
+    tf.OrderIncorrect(how="random"): _TOP | {"incorrect multiset"},
+    tf.OrderIncorrect(how="class-random", seed=1): _TOP | {"incorrect multiset"},
+    tf.OrderIncorrect(how="class-mean"): _TOP | {"incorrect multiset"},
+    tf.OrderIncorrect(how="reversed"): _TOP | {"incorrect multiset"},
+    tf.NoisyOrder(correlation=0.3): _TOP | {"incorrect multiset"},
+    tf.KeepTop(k=1): _TOP,
+    tf.FlattenIncorrect(): _TOP,
+}
+
+
+def assert_kept(table: tf.TeacherLogits, transform: tf.Transform, names: set[str]) -> None:
+    found = fitted(transform, table)
+    for name in names:
+        measure, tolerance = INVARIANTS[name]
+        before, after = measure(table, table.logits), measure(table, found)
+        np.testing.assert_allclose(after, before, rtol=tolerance, atol=0, err_msg=f"{name} of {transform}")
+
+
+@pytest.mark.parametrize("transform", KEEPS, ids=repr)
+def test_what_a_transform_claims_to_keep_it_keeps(transform: tf.Transform) -> None:
+    table = awkward()
+    assert not torch.equal(fitted(transform, table), table.logits)
+    assert_kept(table, transform, KEEPS[transform])
+
+
+@pytest.mark.parametrize("first", KEEPS, ids=repr)
+def test_two_in_turn_keep_what_both_keep(first: tf.Transform) -> None:
+    table = awkward()
+    for second, kept in KEEPS.items():
+        assert_kept(table, tf.Compose(first, second), KEEPS[first] & kept)
+
+
+AROUND_THE_LABEL = (
+    tf.OrderIncorrect(how="random", around="label"),
+    tf.OrderIncorrect(how="class-random", around="label"),
+    tf.OrderIncorrect(how="class-mean", around="label"),
+    tf.NoisyOrder(correlation=0.3, around="label"),
+    tf.KeepTop(k=1, around="label"),
+    tf.SmoothLabels(),
+)
+
+
+@pytest.mark.parametrize("transform", [*KEEPS, *AROUND_THE_LABEL], ids=repr)
+def test_a_sample_s_logits_are_its_id_s(transform: tf.Transform) -> None:
+    """Whatever the order of the samples; by itself and after another one that is fitted too."""
+    table = awkward()
+    assert table.labels is not None
+    order = np.random.default_rng(1).permutation(len(table))
+    for what in (transform, tf.Compose(tf.OrderIncorrect(how="random", seed=5), transform)):
+        moved = what.fit(
+            table.logits[order], table.labels[order], table.sample_ids[order], temperature=table.temperature
+        )
+        torch.testing.assert_close(moved(table.sample_ids), fitted(what, table), rtol=1e-13, atol=1e-13)
+
+
+def test_means_that_differ_by_rounding_are_in_one_order_all_the_same() -> None:
+    """Two classes with the same probabilities in another order: only how they are summed tells them apart."""
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(12, 2))
+    logits = np.concatenate([pairs, pairs[:, ::-1]])
+    logits = torch.from_numpy(np.column_stack([np.full(len(logits), 5.0), logits]))
+    ids = rng.permutation(len(logits))
+    transform = tf.OrderIncorrect(how="class-mean")
+    expected = transform.fit(logits, sample_ids=ids)
+    for _ in range(20):
+        order = rng.permutation(len(logits))
+        assert torch.equal(transform.fit(logits[order], sample_ids=ids[order])(ids), expected(ids))
+
+
+@pytest.mark.parametrize("transform", [*KEEPS, *AROUND_THE_LABEL], ids=repr)
+def test_only_what_depends_on_one_sample_alone_goes_without_a_fit(transform: tf.Transform) -> None:
+    """A result that other samples or an id could change needs a fit, and no other does."""
+    table = awkward()
+    assert table.labels is not None
+    half = slice(0, 100)
+    alone = transform.fit(
+        table.logits[half],
+        table.labels[half],
+        table.sample_ids[half] + 10**6,
+        temperature=table.temperature,
+    )
+    same = torch.allclose(alone.logits, fitted(transform, table)[half], rtol=1e-13, atol=1e-13)
+    assert same != transform.needs_fit
 
 
 @given(table=tables(), transform=ANY)
@@ -243,9 +380,12 @@ def test_reversed_is_the_order_turned_round(table: tf.TeacherLogits) -> None:
 
 def test_class_mean_order_by_hand() -> None:
     """Two samples of class 0 disagree on the other classes; the one with more mass there decides for both."""
-    z = torch.tensor([[3.0, 2.0, 0.0], [9.0, 0.0, 1.0], [0.0, 1.0, 5.0]], dtype=torch.float64)
+    z = torch.tensor([[3.0, 2.0, 0.0], [9.0, 0.0, 5.0], [0.0, 1.0, 5.0]], dtype=torch.float64)
     found = tf.OrderIncorrect(how="class-mean").fit(z).logits
-    assert found.tolist() == [[3, 2, 0], [9, 1, 0], [0, 1, 5]]
+    assert found.tolist() == [[3, 2, 0], [9, 5, 0], [0, 1, 5]]
+    # At a high temperature all have nearly as much mass, and the logits' own mean decides.
+    warm = tf.OrderIncorrect(how="class-mean").fit(z, temperature=50.0).logits
+    assert warm.tolist() == [[3, 0, 2], [9, 0, 5], [0, 1, 5]]
 
 
 def test_class_random_order_is_one_per_class() -> None:
@@ -283,6 +423,17 @@ def test_noise_reaches_its_correlation(classes: int, goal: float, around: Any) -
     assert transform.fit(z[:1], labels[:1]).logits.shape == (1, classes)
 
 
+def test_noise_comes_from_the_seed_and_ends_nearest_to_its_correlation() -> None:
+    z = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    found = [tf.NoisyOrder(correlation=0.5, seed=seed).fit(z).logits for seed in (0, 1)]
+    assert not torch.equal(*found)
+    # Of one sample with four incorrect classes, 0.8 and 1 are neighbours among the correlations.
+    one = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0]])
+    for seed in range(5):
+        assert torch.equal(tf.NoisyOrder(correlation=0.91, seed=seed).fit(one).logits, one)
+        assert not torch.equal(tf.NoisyOrder(correlation=0.89, seed=seed).fit(one).logits, one)
+
+
 def test_log_odds_are_permuted_uniformly_among_what_is_allowed() -> None:
     """Three samples; the third refuses the smallest. Of 3! permutations the 4 others are as likely."""
     odds, least = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([-9.0, -9.0, 0.5])
@@ -304,6 +455,11 @@ def test_confidences_move_between_samples_and_with_the_seed() -> None:
     assert not torch.equal(*found)
     within = tf.PermuteConfidences(within="class").fit(z).logits
     assert not torch.equal(within, found[0])
+    # Two classes with the same confidences draw different permutations of them.
+    tall = torch.arange(4.0, 24.0, dtype=torch.float64)
+    twins = torch.cat([torch.stack([tall, 0 * tall], dim=1), torch.stack([0 * tall, tall], dim=1)])
+    first, second = tf.PermuteConfidences(within="class").fit(twins).logits.amax(dim=1).chunk(2)
+    assert not torch.equal(first, second)
 
 
 def test_smooth_labels() -> None:

@@ -127,7 +127,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
                 that step.
         """
         options = _options("fit", kwargs)
-        data = self._data(x, y)
+        data = self._data((x, y))
         recipe = _recipe(nb_epochs, batch_size, options)
         source = DataSource(data, recipe.batch_size, recipe.augment)
         self._train(source, recipe, scheduler, validation_data, data=data, progress=options["verbose"])
@@ -184,7 +184,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             source,
             recipe,
             data=data,
-            validation=None if validation_data is None else self._data(*validation_data),
+            validation=None if validation_data is None else self._data(validation_data, "validation_data"),
             validation_attack=self._terms.attack,
             device=self._classifier.device,
             progress=progress,
@@ -192,8 +192,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             scheduler=scheduler,
         )
 
-    def _data(self, x: Array, y: Array) -> Data:
-        inputs, labels = _tensors(x, y, self._classifier)
+    def _data(self, pair: tuple[Array, Array], name: str = "x, y") -> Data:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"{name} must be a pair (x, y), got {type(pair).__name__}")
+        inputs, labels = _tensors(*pair, self._classifier)
         limits = (-np.inf, np.inf)  # an attack looks after its own
         _checks.inputs(inputs, Bounds(*limits))
         return Data(lambda rows: inputs[rows], labels, name="arrays", bounds=limits, checked=True)
@@ -262,6 +264,7 @@ def _options(method: str, given: dict[str, Any], **more: Any) -> dict[str, Any]:
                 f"{method}() got an unexpected keyword argument {name!r}, expected one of "
                 f"{', '.join(known)}{_checks.nearest(name, known)}"
             )
+    _checks.boolean("verbose", given.get("verbose", False))
     return {**known, **given}
 
 

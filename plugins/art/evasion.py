@@ -180,7 +180,8 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
 
         Args:
             x: ``(N, ...)``, numbers within the estimator's ``clip_values``; they are cast to float32.
-                uint8 is refused unless ``clip_values`` span 0 to 255.
+                uint8 is refused unless ``clip_values`` span 0 to 255, and so is what lies outside them by
+                more than rounding (ART clips it at the end).
             y: labels, or targets if ``targeted``: class indices ``(N,)`` or ``(N, 1)``, or one-hot
                 ``(N, C)`` (of probability labels the largest counts). Absent, the estimator's predictions
                 on ``x`` are used, unless ``targeted``.
@@ -191,15 +192,15 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
             Adversarial examples ``(N, ...)``, float32, a new array.
 
         Raises:
-            TypeError: ``x`` or ``mask`` of the wrong type, or as the constructor.
-            ValueError: values outside ``clip_values``, shapes that do not match, labels out of range, no
-                ``y`` for a targeted attack.
+            TypeError: ``x`` or ``y`` of the wrong type, or as the constructor.
+            ValueError: values outside ``clip_values``, a ``mask`` of the wrong type, shapes that do not
+                match, labels out of range, no ``y`` for a targeted attack.
         """
         self._check_params()
-        inputs = as_inputs(np.asarray(x), self.estimator.clip_values)
-        mask = kwargs.get("mask")
-        # ART's attacks move every element whose weight is not zero by a full step.
-        moving = None if mask is None else _checks.mask(torch.as_tensor(mask), inputs) != 0
+        inputs = _within(as_inputs(np.asarray(x), self.estimator.clip_values), self._bounds("cpu"))
+        if not len(inputs):
+            return inputs.numpy()
+        moving = _moving(kwargs.get("mask"), inputs)
         with untouched(self.estimator):
             model, device = logits_of(self.estimator)
             goals = torch.from_numpy(self._goals(inputs, y))
@@ -279,7 +280,7 @@ class TemperaturePGD(EvasionAttack):  # type: ignore[misc]
             y = predicted_classes(self.estimator, inputs.numpy(), self.batch_size)
         return class_indices(np.asarray(y), self.estimator.nb_classes)
 
-    def _bounds(self, device: torch.device) -> Bounds:
+    def _bounds(self, device: torch.device | str) -> Bounds:
         if self.estimator.clip_values is None:
             return Bounds(-np.inf, np.inf)
         lower, upper = self.estimator.clip_values
@@ -343,6 +344,11 @@ def _check_sizes(eps: object, eps_step: object) -> None:
             )
     elif isinstance(eps, np.ndarray) or isinstance(eps_step, np.ndarray):
         raise TypeError("eps and eps_step must be both numbers or both arrays, got one of each")
+    elif not (_checks.is_number(eps) and _checks.is_number(eps_step)):
+        raise TypeError(
+            f"eps and eps_step must be numbers or numpy arrays, got {type(eps).__name__} and "
+            f"{type(eps_step).__name__}"
+        )
     else:
         _checks.number("eps", eps, at_least=0.0)
         _checks.number("eps_step", eps_step, above=0.0)
@@ -444,12 +450,35 @@ def as_inputs(x: Array, clip_values: Any) -> Tensor:
     return _tensor(x)
 
 
+def _within(inputs: Tensor, bounds: Bounds) -> Tensor:
+    """Inputs within the bounds, where rounding put some outside by a hair."""
+    inputs = _checks.within_a_hair(inputs, bounds)
+    remedy = (
+        "give x as predict takes it, with the normalisation in the estimator's preprocessing=, or an "
+        "estimator whose clip_values span x"
+    )
+    return _checks.inputs(inputs, bounds, remedy=remedy) if len(inputs) else inputs
+
+
+def _moving(mask: Array | None, inputs: Tensor) -> Tensor | None:
+    """Which elements move: ART's attacks move all whose weight is not zero, by a full step."""
+    if mask is None:
+        return None
+    try:
+        return _checks.mask(torch.as_tensor(mask), inputs) != 0
+    except TypeError as error:
+        raise ValueError(str(error)) from None  # ART's type for it
+
+
 def class_indices(y: Array, classes: int) -> Array:
     """Labels in any of ART's formats as class indices ``(N,)``.
 
     Raises:
+        TypeError: not numbers.
         ValueError: another number of columns than classes, or fractions.
     """
+    if y.dtype.kind not in "biuf":
+        raise TypeError(f"y must hold class indices (N,) or one-hot labels (N, C), got {y.dtype}")
     if y.ndim == 2 and y.shape[1] > 1:
         if y.shape[1] != classes:
             raise ValueError(f"y must have one column per class, {classes}, got shape {y.shape}")

@@ -382,6 +382,25 @@ def test_x_is_cast_once_and_never_changed(robust: PyTorchClassifier, x: Any, y: 
     assert np.array_equal(x, before)
 
 
+def test_a_hair_outside_the_clip_values_is_rounding(reference: PyTorchClassifier, x: Any, y: Any) -> None:
+    attack = TemperaturePGD(reference, **QUICK)
+    expected = attack.generate(x, y)
+    beyond = np.where(x == 1, x + 1e-6, np.where(x == 0, x - 1e-6, x))
+    assert (beyond.astype(np.float32) != x).any()
+    assert np.array_equal(attack.generate(beyond, y), expected)
+    net = Counting(Linear64())
+    with pytest.raises(ValueError, match=r"got values in \[-0\.001, 1\]: give x as predict takes it"):
+        TemperaturePGD(wrap(net), **QUICK).generate(np.where(x == 0, -1e-3, x))
+    assert net.calls == 0
+
+
+def test_no_inputs_give_none_back(reference: PyTorchClassifier, x: Any, y: Any, caplog: Any) -> None:
+    with caplog.at_level(logging.INFO):
+        found = TemperaturePGD(reference, **QUICK).generate(x[:0], y[:0])
+    assert found.shape == (0, 1, 8, 8)
+    assert found.dtype == np.float32
+
+
 def test_pixels_in_bytes_need_clip_values_that_span_them(x: Any, y: Any) -> None:
     pixels = (x * 255).round().astype(np.uint8)
     options = {**QUICK, "eps": 20.0, "eps_step": 6.0}
@@ -406,7 +425,13 @@ def test_other_integers_are_numbers_like_any(x: Any, y: Any) -> None:
     ("options", "arguments", "error", "message"),
     [
         ({}, {"x": np.full((2, 1, 8, 8), "a")}, TypeError, "x must hold numbers, got <U1"),
-        ({}, {"x": np.full((2, 1, 8, 8), 1.5)}, ValueError, r"inputs must lie within bounds \[0, 1\]"),
+        (
+            {},
+            {"x": np.full((2, 1, 8, 8), 1.5)},
+            ValueError,
+            r"inputs must lie within bounds \[0, 1\], .*or an estimator whose clip_values span x",
+        ),
+        ({}, {"y": np.array(["3", "7"])}, TypeError, "y must hold class indices .* got <U1"),
         ({}, {"y": np.array([0, 10])}, ValueError, r"labels must lie in \[0, 10\)"),
         ({}, {"y": np.array([0, -1])}, ValueError, r"labels must lie in \[0, 10\)"),
         ({}, {"y": np.array([0, 0.5])}, ValueError, "y must hold class indices .* got fractions"),
@@ -419,7 +444,7 @@ def test_other_integers_are_numbers_like_any(x: Any, y: Any) -> None:
         (
             {},
             {"mask": np.ones(8, dtype=int)},
-            TypeError,
+            ValueError,
             "mask must be a tensor of booleans or floating-point",
         ),
         (
@@ -553,7 +578,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"norm": 0}, ValueError, r"norm must be np\.inf, \"inf\", 1 or 2 \(no other p is supported\), got 0"),
     ({"norm": 3}, ValueError, "no other p is supported"),
     ({"norm": [2]}, ValueError, "norm must be"),
-    ({"eps": "1"}, TypeError, "eps must be a number"),
+    ({"eps": "1"}, TypeError, "eps and eps_step must be numbers or numpy arrays, got str and float"),
+    ({"eps": [0.1, 0.2]}, TypeError, "must be numbers or numpy arrays, got list and float"),
     ({"eps": -1}, ValueError, "eps must be a finite number >= 0"),
     ({"eps": np.array([-1.0]), "eps_step": np.array([1.0])}, ValueError, "eps must be finite and >= 0"),
     ({"eps": np.array([1.0])}, TypeError, "must be both numbers or both arrays"),
@@ -843,6 +869,22 @@ def test_the_losses_in_the_log_are_those_of_the_points(reference: PyTorchClassif
     logged = [list(values.values()) for tag, values, _ in board.scalars if tag.startswith("loss/total")]
     assert logged[0] == pytest.approx(reference.compute_loss(x[:4], to_categorical(y[:4], 10)).tolist())
     assert np.mean(logged[1]) > np.mean(logged[0])
+
+
+@pytest.mark.usefixtures("_tensorboard")
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_writer_is_told_the_goals_and_whether_they_are_targets(
+    targeted: bool, reference: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    told = []
+
+    class Spy(SummaryWriterDefault):  # type: ignore[misc]
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            told.append((kwargs["targeted"], kwargs["y"].argmax(axis=1).tolist()))
+
+    options = {**QUICK, "max_iter": 2, "targeted": targeted}
+    TemperaturePGD(reference, **options, summary_writer=Spy(True)).generate(x[:4], y[:4])
+    assert told == [(targeted, y[:4].tolist())] * 2
 
 
 @pytest.mark.usefixtures("_tensorboard")

@@ -238,6 +238,38 @@ def test_the_average_is_of_the_network(x: Any, y: Any) -> None:
     assert 0 < float(between.norm()) < float((end["1.weight"] - start["1.weight"]).norm())
 
 
+def test_augmentation_and_precision_reach_the_training(x: Any, y: Any) -> None:
+    images = {image.tobytes() for image in x}
+
+    class Told(nn.Module):
+        """Counts the images of ``x`` among those that it is asked about."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.known, self.all = load_model("digits-at"), 0, 0
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.known += sum(image.numpy().tobytes() in images for image in inputs)
+            self.all += len(inputs)
+            return self.net(inputs)  # type: ignore[no-any-return]
+
+    generator = NumpyDataGenerator(x, y, batch_size=25)
+    for augment in ("none", "shift"):
+        for fit in ("fit", "fit_generator"):
+            teacher = Told()
+            trainer = DistillationTrainer(wrap(small()), teacher)
+            arguments: dict[str, Any] = {"augment": augment, "nb_epochs": 2, "seed": 0}
+            if fit == "fit":
+                trainer.fit(x, y, **arguments)
+            else:
+                trainer.fit_generator(generator, **arguments)
+            assert (teacher.known == teacher.all) == (augment == "none")
+    with pytest.raises(ValueError, match="augment must be one of none, crop-flip, shift"):
+        trainer.fit_generator(generator, augment="flip")
+    half, full = (weights(trained(x, y, fit={"precision": p}).classifier) for p in ("bfloat16", "float32"))
+    assert 0 < float((half["1.weight"] - full["1.weight"]).abs().max()) < 0.1
+
+
 def test_seeds(x: Any, y: Any) -> None:
     same = [weights(trained(x, y).classifier) for _ in range(2)]
     assert_same(*same)
@@ -257,6 +289,18 @@ def test_schedulers(x: Any, y: Any) -> None:
     trainer.fit(x, y, nb_epochs=3, scheduler=schedule)
     assert trainer.history is not None
     assert [row["lr"] for row in trainer.history.rows] == pytest.approx([0.2, 0.1, 0.05])
+    # Every scheduler of torch has a base class of its own making; one of a user's too.
+    optim = torch.optim.lr_scheduler
+    for make in (
+        lambda o: optim.OneCycleLR(o, 0.1, total_steps=4),
+        lambda o: optim.SequentialLR(o, [optim.ConstantLR(o), optim.ExponentialLR(o, 0.9)], [1]),
+        lambda o: optim.LambdaLR(o, lambda epoch: 0.5**epoch),
+        lambda o: optim.CosineAnnealingWarmRestarts(o, 1),
+    ):
+        other = wrap(small())
+        DistillationTrainer(other, load_model("digits-at")).fit(
+            x, y, nb_epochs=2, scheduler=make(other.optimizer)
+        )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(classifier.optimizer, mode="max", patience=0)
     trainer.fit(x, y, nb_epochs=2, scheduler=plateau, validation_data=(x, y))
     assert plateau.best == max(row["robust_accuracy"] for row in trainer.history.rows)
@@ -285,7 +329,7 @@ def test_no_optimizer(x: Any, y: Any) -> None:
     [
         ({"classifier": nn.Linear(1, 1)}, TypeError, "classifier must be a PyTorchClassifier .*, got Linear"),
         ({"objective": "adaad"}, ValueError, "attack must be given for objective 'adaad'"),
-        ({"attack": 0.1}, TypeError, "attack must be an art_logits.TemperaturePGD, .* got float"),
+        ({"attack": 0.1}, TypeError, "attack must be an art_logits.TemperaturePGD, .* got builtins.float"),
         ({"temperature": -1.0}, ValueError, "temperature must be a finite number > 0, got -1"),
         ({"alpha": 2}, ValueError, r"alpha must lie in \[0, 1\], got 2"),
     ],
@@ -298,10 +342,19 @@ def test_refused_at_once(options: Any, error: type[Exception], message: str) -> 
 
 def test_the_host_s_attack_is_no_config() -> None:
     classifier = wrap(small())
-    with pytest.raises(TypeError, match=r"attack must be an art_logits\.TemperaturePGD"):
+    with pytest.raises(
+        TypeError, match=r"art_logits\.TemperaturePGD, .* got art_logits\.plugins\.art\.evasion"
+    ):
         DistillationTrainer(classifier, load_model("digits-at"), "ard", attack=HostAttack(classifier))
     with pytest.raises(ValueError, match="teacher must be another classifier than the one to train"):
         DistillationTrainer(classifier, classifier)
+
+
+def test_the_student_s_own_network_cannot_teach_it(x: Any, y: Any) -> None:
+    classifier = wrap(small())
+    for teacher in (classifier.model, wrap(classifier.model)):
+        with pytest.raises(ValueError, match=r"teacher must not share weights .* copy\.deepcopy"):
+            DistillationTrainer(classifier, teacher).fit(x, y)
 
 
 def test_a_defence_in_training_only_is_refused() -> None:
@@ -335,6 +388,8 @@ def test_a_defence_in_training_only_is_refused() -> None:
         ({"nb_epochs": 0}, ValueError, "nb_epochs must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"precision": "auto"}, ValueError, "precision must be one of float32, bfloat16"),
+        ({"verbose": 1}, TypeError, "verbose must be True or False, got 1"),
+        ({"validation_data": np.zeros((3, 1, 8, 8))}, TypeError, r"validation_data must be a pair \(x, y\)"),
     ],
 )
 def test_refused_in_fit(options: Any, error: type[Exception], message: str, x: Any, y: Any) -> None:

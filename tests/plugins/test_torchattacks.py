@@ -254,6 +254,22 @@ class TestImages:
         with pytest.raises(TypeError, match=r"floating point, got torch\.uint8"):
             TemperaturePGD(robust)(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0]))
 
+    def test_a_hair_outside_the_bounds_is_rounding(
+        self, robust: nn.Module, digits: tuple[Tensor, Tensor]
+    ) -> None:
+        images, labels = digits[0][:20], digits[1][:20]
+        attack = TemperaturePGD(robust, **DIGITS, steps=2, random_start=False)
+        expected = attack(images, labels)
+        shifted = torch.where(images == 0, -1e-6, images)
+        assert torch.equal(attack(torch.where(images == 1, 1 + 1e-6, shifted), labels), expected)
+        with pytest.raises(ValueError, match=r"got values in \[-0\.001, 1\]: for normalised images"):
+            attack(torch.where(images == 0, -1e-3, images), labels)
+
+    def test_no_images(self, robust: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+        images, labels = digits[0][:0], digits[1][:0]
+        for attack in (TemperaturePGD(robust), torchattacks.PGD(robust)):
+            assert attack(images, labels).shape == (0, 1, 8, 8)
+
     def test_labels_of_the_wrong_length(self, robust: nn.Module) -> None:
         with pytest.raises(ValueError, match=r"labels must have shape \(2,\)"):
             TemperaturePGD(robust)(torch.zeros(2, 1, 8, 8), torch.tensor([0]))
@@ -792,6 +808,19 @@ class TestHostSuite:
         adv = lgv(*digits)
         assert (adv - digits[0]).abs().max() <= 0.1 + 1e-6
         assert accuracy(robust, adv, digits[1]) < accuracy(robust, *digits)
+
+
+def test_logits_of_a_subclass_are_the_attacked_ones(exact: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, images, labels = exact
+
+    class Negated(TemperaturePGD):  # type: ignore[misc]
+        def get_logits(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return -super().get_logits(inputs, *args, **kwargs)
+
+    options: dict[str, Any] = {"eps": 0.1, "alpha": 0.03, "steps": 2, "seed": 0}
+    found = Negated(net, **options)(images, labels)
+    assert torch.equal(found, TemperaturePGD(Scaled(net, -1.0), **options)(images, labels))
+    assert not torch.equal(found, TemperaturePGD(net, **options)(images, labels))
 
 
 def test_without_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
