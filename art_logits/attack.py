@@ -74,9 +74,12 @@ class AttackResult(_Fields):
         backwards: ``(N,)``, backward passes spent on the sample.
         zero_gradients: ``(N,)``, at how many steps the loss had a zero or non-finite gradient, and the
             margin's gradient took its place.
+        clean_margin: ``(N,)``, the margin of the clean input, which says how far the attack has come; NaN
+            where nobody looked at it (``keep="last"`` without ``stop_on_success``).
     """
 
     zero_gradients: Tensor
+    clean_margin: Tensor
 
 
 class Step(NamedTuple):
@@ -471,6 +474,7 @@ class _Book:
         self.restart = torch.full_like(goals, -1)
         self.success = torch.zeros_like(goals, dtype=torch.bool)
         self.margin = inputs.new_empty(0)
+        self.clean_margin = inputs.new_full((len(goals),), torch.nan)
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
         self.chooses = attack.keep == "best" or attack.stop_on_success
         self.judges = judge or self.chooses or attack.restarts > 1 or not attack.steps
@@ -488,9 +492,9 @@ class _Book:
         if bool(clean.isnan().any()):
             raise ValueError("model must return finite logits, got NaN for a clean input")
         self._allocate(clean)
-        margin, self.success = self._outcome(clean, self.goals)
+        self.clean_margin, self.success = self._outcome(clean, self.goals)
         self.logits.copy_(clean)
-        self.margin = torch.where(self.success, margin, self.margin)
+        self.margin = torch.where(self.success, self.clean_margin, self.margin)
 
     def _allocate(self, like: Tensor) -> None:
         """The number of classes and the precision are known with the first logits only."""
@@ -639,7 +643,7 @@ class _Book:
         result = AttackResult(
             self.x, self.logits, self.success, self.margin, self.restart, self.forwards, self.backwards
         )
-        result.zero_gradients = self.zeros
+        result.zero_gradients, result.clean_margin = self.zeros, self.clean_margin
         return result
 
 

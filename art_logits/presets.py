@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from . import _checks
 from .attack import TemperaturePGD
 from .balls import BALLS
-from .cascade import Cascade, strong
+from .cascade import Cascade, quick, strong
 
 __all__ = [
     "ATTACKS",
@@ -111,35 +111,45 @@ _AUTOATTACK_OPTIONS: dict[str, Callable[[str], Any]] = {"version": str, "batch_s
 # What every attack can be told.
 _THREAT = {key: _OPTIONS[key] for key in ("norm", "eps", "seed")}
 
-_STRONG_OPTIONS: dict[str, Callable[[str], Any]] = {
+_CASCADE_OPTIONS: dict[str, Callable[[str], Any]] = {
     **_THREAT,
-    "passes": read_integer,
     **{key: _OPTIONS[key] for key in ("precision", "fuse")},
 }
+_STRONG_OPTIONS: dict[str, Callable[[str], Any]] = {**_CASCADE_OPTIONS, "passes": read_integer}
 
 
-def _pgd_options(eps: float) -> dict[str, Any]:
+def _pgd(**options: Any) -> TemperaturePGD:
     """The field's PGD-20: plain cross-entropy and steps of eps / 4, which is 2/255 at 8/255."""
     # At eps 0 every step is projected back, but its size must be positive.
-    return {"temperature": 1.0, "steps": 20, "step_size": eps / 4 or 1.0}
+    field: dict[str, Any] = {"temperature": 1.0, "steps": 20, "step_size": options["eps"] / 4 or 1.0}
+    return TemperaturePGD(**{**field, **options})
 
 
-def _temperature_pgd_options(eps: float) -> dict[str, Any]:
-    """What :class:`TemperaturePGD` does by default: the gap temperature and a cosine step."""
-    return {}
+def _temperature_pgd(**options: Any) -> TemperaturePGD | Cascade:
+    """:func:`~art_logits.cascade.quick`; with options that describe one attack, that attack."""
+    if options.keys() <= {*_CASCADE_OPTIONS, "bounds"}:
+        return quick(**options)
+    return TemperaturePGD(**options)
 
 
-def _strong_options(eps: float) -> dict[str, Any]:
-    """What :func:`~art_logits.cascade.strong` does by default."""
-    return {}
+class Preset(NamedTuple):
+    """One of our attacks by name.
+
+    Attributes:
+        make: from ``eps``, ``norm``, ``bounds``, ``seed`` and options, the attack.
+        options: what a spec can say of it, to what reads it.
+    """
+
+    make: Callable[..., TemperaturePGD | Cascade]
+    options: dict[str, Callable[[str], Any]]
 
 
-ATTACKS: dict[str, Callable[[float], dict[str, Any]]] = {
-    "pgd": _pgd_options,
-    "temperature-pgd": _temperature_pgd_options,
-    "strong": _strong_options,
+ATTACKS: dict[str, Preset] = {
+    "pgd": Preset(_pgd, _OPTIONS),
+    "temperature-pgd": Preset(_temperature_pgd, _OPTIONS),
+    "strong": Preset(strong, _STRONG_OPTIONS),
 }
-"""Name of each preset, to its arguments at a radius: those of :class:`TemperaturePGD`, or of ``strong``."""
+"""Our own attacks by their names."""
 
 
 AUTOATTACK: dict[str, dict[str, Any]] = {
@@ -180,11 +190,14 @@ def parse_attack(
     """Read an attack spec, ``NAME[:key=value,...]``.
 
     Names:
-        ``pgd``, the field's PGD-20 (cross-entropy, step eps / 4, random start), and ``temperature-pgd``, the
-        defaults of :class:`TemperaturePGD`. Like every attack here, both stop a sample at its first success
-        and otherwise keep the best iterate. Keys: the fields of :class:`TemperaturePGD` except ``bounds``
-        and ``targeted``.
-        ``strong``, several of these in turn on the samples that still stand
+        ``pgd``, the field's PGD-20 (cross-entropy, step eps / 4, random start). Like every attack here, it
+        stops a sample at its first success and otherwise keeps the best iterate. Keys: the fields of
+        :class:`TemperaturePGD` except ``bounds`` and ``targeted``.
+        ``temperature-pgd``, ten steps for all samples and more for those that come near
+        (:func:`~art_logits.cascade.quick`); with keys that describe a single attack (all of ``pgd``'s but
+        ``norm``, ``eps``, ``seed``, ``precision`` and ``fuse``), such as ``temperature-pgd:steps=50``, that
+        :class:`TemperaturePGD`, with its own defaults for the rest.
+        ``strong``, more of these in turn on the samples that still stand
         (:func:`~art_logits.cascade.strong`). Keys: its arguments, except ``bounds``.
         ``autoattack``, AutoAttack's standard version, and its parts ``apgd-ce``, ``apgd-dlr``, ``apgd-t``,
         ``fab``, ``fab-t``, ``square``. Keys: ``norm``, ``eps``, ``seed``, ``batch_size``, and ``version`` of
@@ -250,14 +263,13 @@ def _maker(head: str, spec: str) -> _Maker:
     raise ValueError(f"attack must be one of {', '.join(known)}, {hosts}, got {spec!r}{near}")
 
 
-def _own(preset: str, texts: dict[str, str], threat: Threat, spec: str) -> TemperaturePGD | Cascade:
+def _own(name: str, texts: dict[str, str], threat: Threat, spec: str) -> TemperaturePGD | Cascade:
     """One of our presets."""
-    make, known = (strong, _STRONG_OPTIONS) if preset == "strong" else (TemperaturePGD, _OPTIONS)
-    given = read_options(texts, known, spec)
-    options = {"norm": threat.norm, "eps": threat.eps, "seed": threat.seed, **given}
-    arguments = {**ATTACKS[preset](options["eps"]), "bounds": threat.bounds, **options}
+    preset = ATTACKS[name]
+    given = read_options(texts, preset.options, spec)
+    options = {"norm": threat.norm, "eps": threat.eps, "seed": threat.seed, "bounds": threat.bounds, **given}
     try:
-        return make(**arguments)
+        return preset.make(**options)
     except (TypeError, ValueError) as error:
         raise type(error)(f"attack {spec!r}: {error}") from error
 

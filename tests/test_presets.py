@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_logits import TemperaturePGD
+from art_logits.cascade import quick
 from art_logits.presets import parse_attack, parse_attacks, parse_number
 from art_logits.records import check_attack_name
 
@@ -39,7 +40,21 @@ def test_pgd_is_the_fields_pgd_20():
 def test_temperature_pgd_is_the_default_attack():
     name, attack = parse_attack("temperature-pgd", norm="L2", eps=0.5, bounds=(-1.0, 1.0))
     assert name == "temperature-pgd"
-    assert attack == TemperaturePGD(eps=0.5, norm="L2", bounds=(-1.0, 1.0))
+    assert attack == quick(eps=0.5, norm="L2", bounds=(-1.0, 1.0))
+
+
+@pytest.mark.parametrize("option", ["steps=50", "restarts=2", "temperature=gap", "stop_on_success=true"])
+def test_temperature_pgd_with_options_of_one_attack_is_that_attack(option):
+    name, attack = parse_attack(f"temperature-pgd:{option},seed=2", **THREAT)
+    key, _, value = option.partition("=")
+    value = {"temperature": "gap", "stop_on_success": True}.get(key) or int(value)
+    assert name == f"temperature-pgd:{option},seed=2"
+    assert attack == TemperaturePGD(eps=THREAT["eps"], norm=THREAT["norm"], seed=2, **{key: value})
+
+
+def test_temperature_pgd_in_another_ball_is_still_the_default():
+    _, attack = parse_attack("temperature-pgd:norm=L2,eps=0.5,seed=2,precision=float32,fuse=false", **THREAT)
+    assert attack == quick(norm="L2", eps=0.5, seed=2, precision="float32", fuse=False)
 
 
 def test_options_are_read_as_their_fields_demand():
