@@ -418,7 +418,7 @@ def test_quick_breaks_what_its_first_run_breaks_and_spends_more_on_what_came_nea
     result, first = attack(curved, x, labels), attack.stages[0](curved, x, labels)
     assert (result.success >= first.success).all()
     assert (result.margin >= first.margin).all()
-    near = ~first.success & (first.margin > -0.25 * first.clean_margin.abs())
+    near = ~first.success & (first.margin > -0.3 * first.clean_margin.abs())
     far = ~first.success & ~near
     assert near.any()
     assert far.any()
