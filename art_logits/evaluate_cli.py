@@ -76,7 +76,7 @@ def evaluate(
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME[:key=value,...], repeatable: pgd, temperature-pgd:steps=50,restarts=2, "
+            help="NAME[:key=value,...], repeatable: pgd:steps=50, temperature-pgd, strong, "
             "autoattack, apgd-ce, torchattacks:CLASS, art:CLASS.",
             show_default="pgd and temperature-pgd",
         ),
