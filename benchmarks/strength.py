@@ -30,7 +30,8 @@ the ball, going on from the best iterate with smaller steps, targets beyond the 
 temperature that falls within the run (``falling gap`` in the tables: it gains a sample or two over the gap
 with as many steps); the range of the logits, or of the three largest, as the measure of nearness. Starts in
 vertical stripes or within half the ball broke sample 30 of the digits more often, and of the rest no more.
-Sample 3345 of MNIST falls to AutoAttack's Square, not to its APGD-T or FAB-T.
+Sample 3345 of MNIST falls to AutoAttack's Square, not to its APGD-T or FAB-T, and to
+``strong:passes=6000``.
 
 **Cells.** Each attack on each case is one file below ``strength/``, with the images that it left: a run can
 be interrupted, and what is there is not measured again. ``--cases CASE`` takes cases by name, ``--attacks``

@@ -40,6 +40,7 @@ FLOORS = [
         "normalize",
         "fairness",
         "_parts",
+        "_provenance",
         "records",
         "tables",
     },
