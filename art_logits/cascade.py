@@ -471,8 +471,8 @@ _QUICK: tuple[dict[str, Any], ...] = (
     {**_MARGIN, "steps": 10, "reach": 0.1},
     *[{**_HALF, "steps": 10, "reach": 0.1}] * 2,
 )
-#: How :func:`strong` begins: as :func:`quick`, with the same starts, but for more samples, so that it breaks all
-#: that :func:`quick` breaks.
+#: How :func:`strong` begins: as :func:`quick`, with the same starts, but for more samples, so that it breaks
+#: all that :func:`quick` breaks.
 _OPENING: tuple[dict[str, Any], ...] = (
     *[{**turn, "reach": None} for turn in _QUICK[:3]],
     *[{**turn, "reach": 0.3} for turn in _QUICK[3:]],

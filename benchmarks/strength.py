@@ -33,8 +33,8 @@ vertical stripes or within half the ball broke sample 30 of the digits more ofte
 Sample 3345 of MNIST falls to AutoAttack's Square, not to its APGD-T or FAB-T, and to
 ``strong:passes=6000``.
 
-**Cells.** Each attack on each case is one file below ``strength/``, with the images that it left: a run can
-be interrupted, and what is there is not measured again. ``--cases CASE`` takes cases by name, ``--attacks``
+**Cells.** Each attack on each case is one file below ``strength/``, with the images that it left and the machine
+that it ran on: a run can be interrupted, and what is there is not measured again. ``--cases CASE`` takes cases by name, ``--attacks``
 attacks.
 """
 
@@ -350,7 +350,7 @@ def main() -> None:
             f"\n## {name}: {clean}\n",
             to_markdown(part[[c for c in short if c in part]].sort_values("left", kind="stable")),
         ]
-        if part["attack"].str.endswith(" steps").sum() > 1:  # a point or two make no curve
+        if part["attack"].str.endswith(" steps").sum() > 2:  # a point or two make no curve
             draw(str(name), part, run.out / f"strength-{name}.svg")
     write_atomically(run.out / "strength.md", ("\n".join(text) + "\n").encode())
     print(headline(table).to_string(index=False))
