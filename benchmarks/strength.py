@@ -33,9 +33,9 @@ vertical stripes or within half the ball broke sample 30 of the digits more ofte
 Sample 3345 of MNIST falls to AutoAttack's Square, not to its APGD-T or FAB-T, and to
 ``strong:passes=6000``.
 
-**Cells.** Each attack on each case is one file below ``strength/``, with the images that it left and the machine
-that it ran on: a run can be interrupted, and what is there is not measured again. ``--cases CASE`` takes cases by name, ``--attacks``
-attacks.
+**Cells.** Each attack on each case is one file below ``strength/``, with the images that it left and the
+machine that it ran on: a run can be interrupted, and what is there is not measured again. ``--cases CASE``
+takes cases by name, ``--attacks`` attacks.
 """
 
 from __future__ import annotations
