@@ -213,8 +213,9 @@ class Cascade:
         ids = _checks.sample_ids(ids, len(inputs))
         weights = None if mask is None else _checks.mask(mask, inputs)
         call = _Call(model, inputs, labels, ids, weights, batch_size, observer)
-        best = call.run(self.stages[0], call.rows, _Before(0, 0))
-        before = _Before(0, 0).after(self.stages[0])
+        before = _Before(0, 0)
+        best = call.run(self.stages[0], torch.arange(len(inputs), device=inputs.device), before)
+        before = before.after(self.stages[0])
         for stage, reach in zip(self.stages[1:], self._reaches, strict=True):
             rows = (~best.success & _within(best, reach)).nonzero().squeeze(1)
             if len(rows):
@@ -248,9 +249,8 @@ class _Call:
     ) -> None:
         self.model, self.inputs, self.labels, self.ids, self.mask = model, inputs, labels, ids, mask
         self.batch_size, self.observer = batch_size, observer
-        self.rows = torch.arange(len(inputs), device=inputs.device)
-        self.ranked = torch.zeros_like(self.rows, dtype=torch.bool)
-        self.ranking = self.rows.new_zeros(len(inputs), 0)
+        self.ranked = torch.zeros_like(labels, dtype=torch.bool)
+        self.ranking = labels.new_zeros(len(inputs), 0)
 
     def run(self, attack: TemperaturePGD, rows: Tensor, before: _Before) -> AttackResult:
         """A stage on some rows, judged against their labels."""

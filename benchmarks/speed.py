@@ -2,14 +2,15 @@
 
     python benchmarks/speed.py --data-dir DATA --threads 2
 
-**Identical work.** Every attack but the last two is PGD on the cross-entropy (T = 1) with the same number of
-steps of eps / 4 from one random start (each library's own), on the same images with the same radius and batch
-size, in one process. Ours differ in what they leave out: ``every step`` takes all of them for all
-samples, as the hosts do; the others let a sample go once it is misclassified, and do not attack one that is
-wrong from the start. ``plain`` is the loop alone: no fusion, no other memory layout, no autocast.
-``ours, gap`` has the gap temperature and a cosine step, the defaults of the class, at as many steps and a
-precision by probe. ``temperature-pgd`` is the default attack of an evaluation, which decides itself how many
-steps a sample gets. Cells say on which machine they were measured, and ratios are within a cell.
+**Identical work.** Every attack but ``ours, gap`` and ``temperature-pgd`` is PGD on the cross-entropy (T =
+1) with the same number of steps of eps / 4 from one random start (each library's own), on the same images
+with the same radius and batch size, in one process. Ours differ in what they leave out: ``every step``
+takes all of them for all samples, as the hosts do; the others let a sample go once it is misclassified, and
+do not attack one that is wrong from the start. ``plain`` is the loop alone: no fusion, no other memory
+layout, no autocast. ``ours, gap`` has the gap temperature and a cosine step, the defaults of the class, at
+as many steps and a precision by probe. ``temperature-pgd`` is the default attack of an evaluation, which
+decides itself how many steps a sample gets. Cells say on which machine they were measured, and ratios are
+within a cell.
 
 **Interleaved.** A round runs every attack of a case once, in an order that turns by one from round to round;
 seeds change with the round. Times are medians over the rounds with their range. ``x torchattacks`` is how
