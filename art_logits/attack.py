@@ -218,6 +218,7 @@ class TemperaturePGD:
         batch_size: int | Batches | None = None,
         observer: Callable[[Step], None] | None = None,
         judge: bool = True,
+        clean_logits: Tensor | None = None,
     ) -> AttackResult:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
@@ -240,6 +241,8 @@ class TemperaturePGD:
                 that would judge a last iterate is spared where nothing is chosen by it (``keep="last"``,
                 ``restarts=1``, no ``stop_on_success``), and the result then says no success, the margin
                 ``-inf`` and the logits NaN.
+            clean_logits: ``(N, C)``, the model's logits of the inputs, where the caller has them: the pass
+                that would find them is spared, and not counted.
 
         Raises:
             TypeError: inputs, labels, ids or the model's output are of the wrong type.
@@ -261,6 +264,8 @@ class TemperaturePGD:
             peaks = proxy is not None and self.keep == "best"
             region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask, peaks)
             book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
+            if book.chooses:
+                book.open(clean_logits)
             return self._run(region, book, observer)
 
     def _gradient_model(self, model: Model, inputs: Tensor) -> Model | None:
@@ -478,17 +483,23 @@ class _Book:
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
         self.chooses = attack.keep == "best" or attack.stop_on_success
         self.judges = judge or self.chooses or attack.restarts > 1 or not attack.steps
-        if self.chooses:
-            self._open(self._logits(inputs))
 
     @property
     def size(self) -> int:
         """How many samples are under way at a time."""
         return self.batches.size
 
-    def _open(self, clean: Tensor) -> None:
+    def open(self, known: Tensor | None) -> None:
         """A clean input that already succeeds is a result; one that does not is no iterate of the attack."""
-        self.forwards += 1
+        if known is None:
+            clean = self._logits(self.x)
+            self.forwards += 1
+        else:
+            clean = known.detach()
+            if clean.ndim != 2 or len(clean) != len(self.x) or clean.shape[1] < 2:
+                raise ValueError(
+                    f"clean_logits must have shape ({len(self.x)}, C), C >= 2, got {tuple(clean.shape)}"
+                )
         if bool(clean.isnan().any()):
             raise ValueError("model must return finite logits, got NaN for a clean input")
         self._allocate(clean)

@@ -8,11 +8,11 @@ that an attack has hardly moved seldom falls to the next, and need not be asked 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, cycle
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -42,9 +42,9 @@ class Cascade:
     :class:`~art_logits.attack.TemperaturePGD` is, and as there, a sample's result depends on the model, the
     sample, its label, the stages and its id, not on the batch size, the order or the neighbours.
 
-    A targeted stage aims at a wrong class: the first such stage at the one that the clean input's logits
-    make the likeliest, the next at the second, and so on round. What it finds is judged against the label,
-    as all else is.
+    A targeted stage aims at a wrong class, by the order in which the clean input's logits make them likely.
+    What it finds is judged against the label, as all else is. The model sees the clean inputs once, for all
+    stages.
 
     Args:
         stages: at least one attack, with the same ``eps``, ``norm``, ``bounds``, ``precision`` and ``fuse``.
@@ -52,15 +52,22 @@ class Cascade:
         reach: how near a sample must have come for a stage to attack it: its best margin so far must be above
             ``-reach`` times the size of its margin without attack. A number >= 0 for every stage but the
             first, which attacks all, or a sequence of one number, or None, for each of these; None for no
-            such condition. A ratio of margins, it does not depend on the scale of the logits. Where the first
-            stage does not look at the clean input (``keep="last"`` without ``stop_on_success``), all samples
-            are near.
+            such condition. A ratio of margins, it does not depend on the scale of the logits. Where a
+            gradient has vanished, the sample counts as near: a run without gradients shows nothing.
+        spreads: how near a sample must have come in units of what a start decides: its best margin so far
+            must be above minus this many times its spread, the largest difference between the margins at
+            which it was left by stages that share all but the seed. Where these agree, the attack has
+            converged, and one more start will find what they found. Given as ``reach`` is, and asked in
+            addition to it; a sample that has not had two such stages has no spread, and is not near.
+        aims: which wrong class each stage aims at, one integer >= 0 per stage: 0 is the likeliest, and after
+            the least likely they begin again. It says nothing to stages that are not targeted, where it may
+            be None. Absent, the first targeted stage aims at class 0, the next at 1, and so on.
 
     Raises:
-        TypeError: a stage that is no :class:`~art_logits.attack.TemperaturePGD`; a reach that is no number.
-        ValueError: no stages, or stages that differ in what they must share; a reach below 0, or another
-            number of them than of stages after the first; a reach after a targeted first stage, whose margins
-            are those of its targets.
+        TypeError: a stage that is no :class:`~art_logits.attack.TemperaturePGD`; a reach or spread that is
+            no number.
+        ValueError: no stages, or stages that differ in what they must share; a reach, spread or aim below
+            0, or another number of them than of stages.
 
     >>> weights = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     >>> attack = Cascade(stages=[TemperaturePGD(eps=0.2), TemperaturePGD(eps=0.2, loss="margin", seed=1)])
@@ -71,6 +78,8 @@ class Cascade:
 
     stages: Sequence[TemperaturePGD]
     reach: float | Sequence[float | None] | None = None
+    spreads: float | Sequence[float | None] | None = None
+    aims: Sequence[int | None] | None = None
 
     #: For the evaluation: one call may hold more samples than fit one pass.
     takes_parts: ClassVar[bool] = True
@@ -90,19 +99,22 @@ class Cascade:
                     found = f"{first[name]!r} and {other[name]!r}"
                     raise ValueError(f"stages must share {', '.join(_SHARED)}, got {name} {found}")
         object.__setattr__(self, "stages", stages)
-        object.__setattr__(self, "reach", self._checked_reach(len(stages) - 1))
+        for name in ("reach", "spreads"):
+            checked = _per_stage(name, getattr(self, name), len(stages) - 1)
+            object.__setattr__(self, name, checked)
+        object.__setattr__(self, "aims", self._checked_aims())
 
-    def _checked_reach(self, count: int) -> tuple[float | None, ...]:
-        """One entry per stage after the first."""
-        given = self.reach
-        each = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
-        if len(each) != count:
-            raise ValueError(f"reach must have one entry per stage after the first, {count}, got {len(each)}")
-        checked = (None if one is None else _checks.number("reach", one, at_least=0.0) for one in each)
-        reach = tuple(checked)
-        if self.stages[0].targeted and any(one is not None for one in reach):
-            raise ValueError("reach needs a first stage that is not targeted: its margins are compared")
-        return reach
+    def _checked_aims(self) -> tuple[int | None, ...]:
+        """One entry per stage, None for those that are not targeted."""
+        if self.aims is None:
+            count = itertools.count()
+            return tuple(next(count) if stage.targeted else None for stage in self.stages)
+        if len(self.aims) != len(self.stages):
+            raise ValueError(f"aims must have one entry per stage, {len(self.stages)}, got {len(self.aims)}")
+        pairs = zip(self.stages, self.aims, strict=True)
+        return tuple(
+            _checks.integer("aims", aim, at_least=0) if stage.targeted else None for stage, aim in pairs
+        )
 
     @property
     def eps(self) -> float | Tensor:
@@ -133,20 +145,26 @@ class Cascade:
         """The stages' arguments as JSON can hold them, in their order, and each one's reach."""
         return {
             "precision": self.precision,
-            "reach": list(self._reaches),
+            "reach": [one.reach for one in self._conditions],
+            "spreads": [one.spreads for one in self._conditions],
+            "aims": list(cast("tuple[int | None, ...]", self.aims)),
             "stages": [stage.config() for stage in self.stages],
         }
 
     @property
-    def _reaches(self) -> tuple[float | None, ...]:
-        """As it is held: one entry per stage after the first."""
-        return cast("tuple[float | None, ...]", self.reach)
+    def _conditions(self) -> list[_Near]:
+        """One entry per stage after the first."""
+        each = (cast("tuple[float | None, ...]", self.reach), cast("tuple[float | None, ...]", self.spreads))
+        return [_Near(*pair) for pair in zip(*each, strict=True)]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Cascade) and (self.stages, self.reach) == (other.stages, other.reach)
+        return isinstance(other, Cascade) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.stages, self.reach))
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return self.stages, self.reach, self.spreads, self.aims
 
     def replace(self, **changes: Any) -> Cascade:
         """The same stages with other arguments, each as :class:`TemperaturePGD` takes it.
@@ -213,25 +231,71 @@ class Cascade:
         ids = _checks.sample_ids(ids, len(inputs))
         weights = None if mask is None else _checks.mask(mask, inputs)
         call = _Call(model, inputs, labels, ids, weights, batch_size, observer)
-        before = _Before(0, 0)
-        best = call.run(self.stages[0], torch.arange(len(inputs), device=inputs.device), before)
-        before = before.after(self.stages[0])
-        for stage, reach in zip(self.stages[1:], self._reaches, strict=True):
-            rows = (~best.success & _within(best, reach)).nonzero().squeeze(1)
+        turns = list(self._turns())
+        best = call.open(turns[0])
+        spread = _Spread(best.margin, asked=any(turn.near.spreads is not None for turn in turns))
+        spread.note(turns[0], slice(None), best.margin)
+        for turn in turns[1:]:
+            rows = (~best.success & turn.near.rows(best, spread.width)).nonzero().squeeze(1)
             if len(rows):
-                best = _merged(best, call.run(rows_of(stage, rows), rows, before), rows)
-            before = before.after(stage)
+                found = call.run(turn, rows)
+                spread.note(turn, rows, found.margin)
+                best = _merged(best, found, rows)
         return best
 
+    def _turns(self) -> Iterator[_Turn]:
+        """The stages with all that is said of each: the same whoever is left to attack."""
+        restarts = 0
+        aims = cast("tuple[int | None, ...]", self.aims)
+        for stage, near, aim in zip(self.stages, [_Near(None, None), *self._conditions], aims, strict=True):
+            yield _Turn(stage, near, aim, restarts)
+            restarts += stage.restarts
 
-class _Before(NamedTuple):
-    """How many restarts and targeted stages come before a stage: the same whoever is left to attack."""
 
+class _Near(NamedTuple):
+    """What a stage asks of the samples that it attacks."""
+
+    reach: float | None
+    spreads: float | None
+
+    def rows(self, best: AttackResult, width: Tensor) -> Tensor:
+        """Which samples have come near enough to success."""
+        near = torch.ones_like(best.success)
+        if self.reach is not None:
+            near &= ~(best.margin <= -self.reach * best.clean_margin.abs()) | (best.zero_gradients > 0)
+        if self.spreads is not None:
+            near &= ~(best.margin <= -self.spreads * width)
+        return near
+
+
+class _Spread:
+    """How far apart the stages that share all but the seed have left each sample: ``width``."""
+
+    def __init__(self, margin: Tensor, *, asked: bool) -> None:
+        self.asked, self.width = asked, torch.zeros_like(margin)
+        self.ends: dict[object, tuple[Tensor, Tensor]] = {}
+
+    def note(self, turn: _Turn, rows: Tensor | slice, margin: Tensor) -> None:
+        """Add the margins at which a stage has left these rows; another target is another attack."""
+        if not self.asked:
+            return
+        # Sizes per sample are the whole stage's: the key must not depend on who is left.
+        key = (replace(turn.attack, seed=0), turn.aim)
+        empty = torch.full_like(self.width, torch.inf)
+        low, high = self.ends.setdefault(key, (empty, -empty))
+        # A model that broke down at every iterate has left no margin.
+        low[rows] = torch.where(margin.isfinite(), torch.minimum(low[rows], margin), low[rows])
+        high[rows] = torch.where(margin.isfinite(), torch.maximum(high[rows], margin), high[rows])
+        self.width = torch.maximum(self.width, (high - low).clamp_min(0))
+
+
+class _Turn(NamedTuple):
+    """A stage, whom it is for, which wrong class it aims at, and how many restarts come before it."""
+
+    attack: TemperaturePGD
+    near: _Near
+    aim: int | None
     restarts: int
-    aims: int
-
-    def after(self, stage: TemperaturePGD) -> _Before:
-        return _Before(self.restarts + stage.restarts, self.aims + stage.targeted)
 
 
 class _Call:
@@ -249,21 +313,27 @@ class _Call:
     ) -> None:
         self.model, self.inputs, self.labels, self.ids, self.mask = model, inputs, labels, ids, mask
         self.batch_size, self.observer = batch_size, observer
-        self.ranked = torch.zeros_like(labels, dtype=torch.bool)
-        self.ranking = labels.new_zeros(len(inputs), 0)
+        self.clean: Tensor | None = None
 
-    def run(self, attack: TemperaturePGD, rows: Tensor, before: _Before) -> AttackResult:
+    def open(self, turn: _Turn) -> AttackResult:
+        """The first stage, on all samples, once the model has seen them clean."""
+        everyone = torch.arange(len(self.inputs), device=self.inputs.device)
+        # No steps, no start: the attack's own last iterate is the clean input, evaluated as it does.
+        look = replace(turn.attack, targeted=False, steps=0, random_start=False, restarts=1, step_size=1.0)
+        look = replace(look, stop_on_success=False, keep="last", temperature=1.0, precision="float32")
+        clean = self._attack(look, everyone)
+        self.clean = clean.logits
+        found = self.run(turn, everyone)
+        return _replaced(found, forwards=found.forwards + clean.forwards, clean_margin=clean.margin)
+
+    def run(self, turn: _Turn, rows: Tensor) -> AttackResult:
         """A stage on some rows, judged against their labels."""
-        looked = self._rank(attack, rows) if attack.targeted else torch.zeros_like(rows)
-        targets = self.ranking[rows, before.aims % self.ranking.shape[1]] if attack.targeted else None
-        watch = None if self.observer is None else self._watch(self.observer, rows, before.restarts)
-        found = self._attack(attack, rows, targets, watch)
-        found = _replaced(
-            found,
-            restart=torch.where(found.restart < 0, found.restart, found.restart + before.restarts),
-            forwards=found.forwards + looked,
-        )
-        return _against(self.labels[rows], found) if attack.targeted else found
+        targets = None if turn.aim is None else self._targets(rows, turn.aim)
+        watch = None if self.observer is None else self._watch(self.observer, rows, turn.restarts)
+        found = self._attack(rows_of(turn.attack, rows), rows, targets, watch)
+        restart = torch.where(found.restart < 0, found.restart, found.restart + turn.restarts)
+        found = _replaced(found, restart=restart)
+        return found if targets is None else _against(self.labels[rows], found)
 
     def _attack(
         self,
@@ -281,38 +351,24 @@ class _Call:
             mask=None if self.mask is None else self.mask[rows],
             batch_size=self.batch_size,
             observer=observer,
+            clean_logits=None if self.clean is None else self.clean[rows],
         )
 
-    def _rank(self, attack: TemperaturePGD, rows: Tensor) -> Tensor:
-        """Order the wrong classes of these rows, likeliest first; the passes of each that it took."""
-        fresh = ~self.ranked[rows]
-        new = rows[fresh]
-        if len(new):
-            # No steps, no start: the attack's own last iterate is the clean input, evaluated as it does.
-            look = replace(rows_of(attack, fresh), targeted=False, steps=0, random_start=False, restarts=1)
-            look = replace(look, stop_on_success=False, keep="last", step_size="cosine", temperature=1.0)
-            logits = self._attack(look, new).logits
-            wrong = logits.scatter(1, self.labels[new].unsqueeze(1), -torch.inf)
-            order = wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]
-            if not self.ranking.shape[1]:
-                self.ranking = order.new_zeros(len(self.inputs), order.shape[1])
-            self.ranking[new], self.ranked[new] = order, True
-        return fresh.to(rows.dtype)
+    def _targets(self, rows: Tensor, aim: int) -> Tensor:
+        """The wrong class of each row that is this far from the likeliest."""
+        assert self.clean is not None
+        wrong = self.clean[rows].scatter(1, self.labels[rows].unsqueeze(1), -torch.inf)
+        order = wrong.argsort(dim=1, descending=True, stable=True)[:, :-1]
+        return order[:, aim % order.shape[1]]
 
     def _watch(self, observer: Callable[[Step], None], rows: Tensor, first: int) -> Callable[[Step], None]:
         return lambda step: observer(step._replace(rows=rows[step.rows], restart=step.restart + first))
 
 
-def _within(best: AttackResult, reach: float | None) -> Tensor:
-    """Which samples have come near enough to success; where the clean margin is unknown, all."""
-    if reach is None:
-        return torch.ones_like(best.success)
-    return ~(best.margin <= -reach * best.clean_margin.abs())
-
-
 def _replaced(result: AttackResult, **changes: Tensor) -> AttackResult:
+    clean_margin = changes.pop("clean_margin", result.clean_margin)
     changed = AttackResult(*result._replace(**changes))
-    changed.zero_gradients, changed.clean_margin = result.zero_gradients, result.clean_margin
+    changed.zero_gradients, changed.clean_margin = result.zero_gradients, clean_margin
     return changed
 
 
@@ -339,6 +395,14 @@ def _merged(best: AttackResult, found: AttackResult, rows: Tensor) -> AttackResu
     return merged
 
 
+def _per_stage(name: str, given: Any, count: int) -> tuple[float | None, ...]:
+    """One number or None per stage after the first, from one for all of them or from that many."""
+    each = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
+    if len(each) != count:
+        raise ValueError(f"{name} must have one entry per stage after the first, {count}, got {len(each)}")
+    return tuple(None if one is None else _checks.number(name, one, at_least=0.0) for one in each)
+
+
 def rows_of(attack: TemperaturePGD, index: Tensor | slice) -> TemperaturePGD:
     """The attack on these rows of its inputs: eps and step sizes, one per sample, are cut to them."""
     lengths = {name: getattr(attack, name) for name in ("eps", "step_size")}
@@ -359,11 +423,12 @@ def quick(
 ) -> Cascade:
     """The default attack of an evaluation, ``temperature-pgd``: half a percent of AutoAttack's passes.
 
-    Ten steps at half the logit gap for all samples; then runs at twice and a quarter of the gap for those
-    that came within 0.3 and 0.25 of their clean margin of success, and a few more for those within a tenth
-    (``reach``). Samples that ten steps leave far from success seldom fall at all: what is saved on them is
-    spent where it decides. ``benchmarks/strength.py`` has the figures beside AutoAttack's, and how the
-    stages were chosen.
+    Ten steps at half the logit gap, from the input itself, for all samples. Those that came within a quarter
+    of their clean margin of success (``reach``) get a random start, twice the gap, and the likeliest wrong
+    class as a target; in L2 and L1 the second likeliest too, from further away. Nearer ones get more starts
+    and steps, and where the start has proved to matter (``spreads``), runs of fifty steps. Samples that ten
+    steps leave far from success seldom fall at all: what is saved on them is spent where it decides.
+    ``benchmarks/strength.py`` has the figures beside AutoAttack's, and how the stages were chosen.
 
     Args:
         eps: radius of the ball, in the unit of the inputs, >= 0.
@@ -378,10 +443,12 @@ def quick(
         ValueError: an argument out of its range.
 
     >>> attack = quick(eps=8 / 255)
-    >>> [stage.steps for stage in attack.stages], attack.reach
-    ([10, 10, 20, 10, 10, 10], (0.3, 0.25, 0.1, 0.1, 0.1))
+    >>> [stage.steps for stage in attack.stages]
+    [10, 10, 10, 10, 10, 20, 50, 50, 20, 20]
+    >>> attack.reach
+    (0.25, 0.1, 0.25, 0.25, 0.05, 0.1, 0.1, 0.1, 0.1)
     """
-    return _in_turn(_QUICK, eps, norm, bounds, seed, precision, fuse)
+    return _in_turn(_quick(norm), eps, norm, bounds, seed, precision, fuse)
 
 
 def strong(
@@ -397,12 +464,12 @@ def strong(
     """A :class:`Cascade` for an evaluation that should not be beaten by a stronger attack.
 
     Its stages take turns in what makes an attack fail on one sample and not on another: temperature (a
-    quarter of the logit gap to twice, and the margin as the limit of small ones), size of the first step,
-    target; each has a random start of its own. It begins with the stages of :func:`quick` and breaks all that
-    that breaks. Three temperatures and three targets are tried on every sample that stands, whatever came
-    before; all else on those within 0.3 of their clean margin. The turns are the same for every model, and
-    none depends on the scale of its logits. ``benchmarks/strength.py`` has the figures, and how they were
-    chosen.
+    quarter of the logit gap to twice, and the margin as the limit of small ones), start, number of steps,
+    size of the first, target. It begins with the stages of :func:`quick`, for more samples, and from 500
+    passes on breaks all that that breaks. Two temperatures and three targets are tried on every sample that
+    stands, whatever came before; all else on those within 0.3 of their clean margin. The turns are the same
+    for every model, and none depends on the scale of its logits. ``benchmarks/strength.py`` has the figures,
+    and how they were chosen.
 
     Args:
         eps: radius of the ball, in the unit of the inputs, >= 0.
@@ -421,11 +488,13 @@ def strong(
 
     >>> attack = strong(eps=8 / 255)
     >>> len(attack.stages), attack.reach[:6]
-    (28, (None, None, 0.3, 0.3, 0.3, None))
+    (21, (None, 0.3, None, None, 0.3, 0.3))
     """
-    left = _checks.integer("passes", passes, at_least=_cost(_OPENING[0]))
-    turns: list[dict[str, Any]] = []
-    for turn in chain(_OPENING, cycle(_ROUND)):
+    clean = 1
+    opening = _opening(norm)
+    left = _checks.integer("passes", passes, at_least=clean + _cost(opening[0])) - clean
+    turns: list[_Options] = []
+    for turn in itertools.chain(opening, itertools.cycle(_ROUND)):
         if left < _cost(turn):
             break
         left -= _cost(turn)
@@ -434,7 +503,7 @@ def strong(
 
 
 def _in_turn(
-    turns: Sequence[dict[str, Any]],
+    turns: Sequence[_Options],
     eps: float,
     norm: Norm,
     bounds: Bounds | tuple[float, float],
@@ -447,7 +516,8 @@ def _in_turn(
     _checks.integer("seed", seed, at_least=0)
     stages = []
     for number, turn in enumerate(turns):
-        options: dict[str, Any] = {key: value for key, value in turn.items() if key != "reach"}
+        said = ("reach", "spreads", "aim")
+        options: _Options = {key: value for key, value in turn.items() if key not in said}
         options["step_size"] = partial(_cosine, first=turn["step_size"] * (radius or 1.0))
         if "temperature" in turn:
             options["temperature"] = partial(scaled_gap, scale=turn["temperature"])
@@ -455,52 +525,84 @@ def _in_turn(
         options["seed"] = seed + (number << 32)
         shared: dict[str, Any] = {"eps": radius, "norm": norm, "bounds": bounds}
         stages.append(TemperaturePGD(**shared, precision=precision, fuse=fuse, **options))
-    return Cascade(stages=stages, reach=[turn.get("reach") for turn in turns[1:]])
+    in_turn = itertools.count()
+    return Cascade(
+        stages=stages,
+        reach=[turn.get("reach") for turn in turns[1:]],
+        spreads=[turn.get("spreads") for turn in turns[1:]],
+        aims=[
+            turn["aim"] if "aim" in turn else next(in_turn) if "targeted" in turn else None for turn in turns
+        ],
+    )
 
 
-_HALF: dict[str, Any] = {"temperature": 0.5, "step_size": 1.5}
-_QUARTER: dict[str, Any] = {"temperature": 0.25, "step_size": 1.5}
-_TWICE: dict[str, Any] = {"temperature": 2.0, "step_size": 1.5}
-_MARGIN: dict[str, Any] = {"loss": "margin", "step_size": 1.0}
-_TARGET: dict[str, Any] = {"steps": 10, "loss": "margin", "step_size": 1.5, "targeted": True}
+# Temperatures in gaps, first steps in eps; reach, spreads and aims as a Cascade takes them.
+_Options = dict[str, Any]
+_HALF: _Options = {"temperature": 0.5, "step_size": 1.5}
+_QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
+_TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
+_MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
+_INPUT: _Options = {"random_start": False}
+_LIKELIEST: _Options = {"targeted": True, "aim": 0}
+_SECOND: _Options = {"targeted": True, "aim": 1}
 
-_QUICK: tuple[dict[str, Any], ...] = (
-    {**_HALF, "steps": 10},
-    {**_TWICE, "steps": 10, "reach": 0.3},
-    {**_QUARTER, "steps": 20, "reach": 0.25},
-    {**_MARGIN, "steps": 10, "reach": 0.1},
-    *[{**_HALF, "steps": 10, "reach": 0.1}] * 2,
-)
-#: How :func:`strong` begins: as :func:`quick`, with the same starts, but for more samples, so that it breaks
-#: all that :func:`quick` breaks.
-_OPENING: tuple[dict[str, Any], ...] = (
-    *[{**turn, "reach": None} for turn in _QUICK[:3]],
-    *[{**turn, "reach": 0.3} for turn in _QUICK[3:]],
-    *[_TARGET] * 3,
-)
-#: What it repeats.
-_ROUND: tuple[dict[str, Any], ...] = tuple(
+
+def _quick(norm: Norm) -> list[_Options]:
+    """The turns of :func:`quick`."""
+    return [
+        {**_HALF, **_INPUT, "steps": 10},
+        {**_HALF, "steps": 10, "reach": 0.25},
+        {**_HALF, "steps": 10, "reach": 0.1},
+        {**_TWICE, **_INPUT, "steps": 10, "reach": 0.25},
+        # In Linf the second class breaks few samples, in L2 many, and from afar.
+        *([] if norm == "Linf" else [{**_HALF, **_INPUT, **_SECOND, "steps": 20, "reach": 0.45}]),
+        {**_HALF, **_INPUT, **_LIKELIEST, "steps": 10, "reach": 0.25},
+        {**_HALF, **_INPUT, "steps": 20, "reach": 0.05},
+        {**_HALF, **_INPUT, **_LIKELIEST, "steps": 50, "reach": 0.1, "spreads": 2.0},
+        {**_QUARTER, "steps": 50, "reach": 0.1, "spreads": 1.0},
+        {**_HALF, "steps": 20, "reach": 0.1, "spreads": 2.0},
+        {**_QUARTER, **_LIKELIEST, "steps": 20, "reach": 0.1, "spreads": 1.0},
+    ]
+
+
+def _opening(norm: Norm) -> list[_Options]:
+    """How :func:`strong` begins: the turns of :func:`quick` for more samples, then targets for all."""
+
+    def wider(turn: _Options) -> _Options:
+        widened = dict(turn)
+        if "reach" in turn:
+            widened["reach"] = None if turn["reach"] > 0.2 else 0.3
+        if "spreads" in turn:
+            widened["spreads"] = 8.0
+        return widened
+
+    target = {"steps": 10, "loss": "margin", "step_size": 1.5, "targeted": True}
+    return [*map(wider, _quick(norm)), *[target] * 3]
+
+
+#: What :func:`strong` repeats.
+_ROUND: tuple[_Options, ...] = tuple(
     {"steps": 20, "reach": 0.3, **turn}
     for turn in (
-        _HALF,
         _MARGIN,
         {**_HALF, "temperature": 1.0},
+        {**_HALF, **_LIKELIEST, "steps": 50, "spreads": 8.0},
         _HALF,
         {**_MARGIN, "step_size": 0.75},
         _QUARTER,
-        _HALF,
+        {**_QUARTER, **_LIKELIEST, "steps": 50, "spreads": 8.0},
         _TWICE,
-        *[_TARGET] * 2,
+        *[{**_HALF, "targeted": True}] * 2,
     )
 )
 
 
-def _cost(turn: dict[str, Any]) -> int:
-    """Passes of a stage on a sample that it does not break: the clean input, the steps, the last iterate.
+def _cost(turn: _Options) -> int:
+    """Passes of a stage on a sample that it does not break: the steps and the last iterate.
 
     One more verifies the best iterate where a copy of the model gives the gradients.
     """
-    return 2 * int(turn["steps"]) + 3
+    return 2 * int(turn["steps"]) + 2
 
 
 def _cosine(step: int, steps: int, *, first: float) -> float:

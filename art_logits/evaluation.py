@@ -596,7 +596,7 @@ def _attacked(
     device, dtype = subject.home()
     inputs, labels, ids = part[0].to(device, dtype), part[1].to(device), part[2]
     if isinstance(attack, TemperaturePGD) or getattr(attack, "takes_parts", False):
-        batches = run.batches if isinstance(attack, TemperaturePGD) else run.batches.size
+        batches = run.batches if isinstance(attack, TemperaturePGD | Cascade) else run.batches.size
         result = attack(subject.model, inputs, labels, ids, batch_size=batches)
         _check_shape(name, getattr(result, "adv_inputs", result), inputs)
         return _from_result(result)

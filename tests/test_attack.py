@@ -482,6 +482,36 @@ def test_a_last_iterate_that_nobody_asks_about_is_not_judged(
         assert torch.equal(plain.success, full.success)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"restarts": 2, "loss": "margin"}, {"keep": "last"}, {"targeted": True}]
+)
+def test_known_clean_logits_spare_their_pass(
+    linear: nn.Module, images: Any, predict: Any, options: dict[str, Any]
+) -> None:
+    x = images(12, dtype=torch.float64)
+    labels = predict(linear, x)
+    labels[:3] += 1  # clean successes
+    labels %= 3
+    attack = TemperaturePGD(**{"eps": 0.02, "steps": 4, **options})
+    targets = (labels + 1) % 3 if attack.targeted else None
+    asked = attack(linear, x, labels, targets=targets, batch_size=5)
+    told = attack(linear, x, labels, targets=targets, batch_size=5, clean_logits=linear(x))
+    for name in ("adv_inputs", "logits", "success", "margin", "restart", "backwards"):
+        assert torch.equal(getattr(asked, name), getattr(told, name)), name
+    assert torch.equal(asked.clean_margin, told.clean_margin)
+    assert (asked.forwards - told.forwards).tolist() == [1] * 12
+    assert not told.logits.requires_grad
+
+
+def test_bad_clean_logits(linear: nn.Module, images: Any) -> None:
+    x, labels = images(3, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+    attack = TemperaturePGD(eps=0.02, steps=1)
+    with pytest.raises(ValueError, match=r"clean_logits must have shape \(3, C\), C >= 2, got \(2, 3\)"):
+        attack(linear, x, labels, clean_logits=linear(x[:2]))
+    with pytest.raises(ValueError, match="must return finite logits, got NaN for a clean input"):
+        attack(linear, x, labels, clean_logits=torch.full((3, 3), torch.nan, dtype=torch.float64))
+
+
 def test_solved_samples_cost_one_forward_pass(linear: nn.Module, images: Any, predict: Any) -> None:
     x = images(6, dtype=torch.float64)
     labels = (predict(linear, x) + torch.tensor([0, 1, 0, 1, 0, 1])) % 3
