@@ -265,7 +265,7 @@ class TemperaturePGD:
             region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask, peaks)
             book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
             if book.chooses:
-                book.open(clean_logits)
+                book.open(region.inputs, clean_logits)
             return self._run(region, book, observer)
 
     def _gradient_model(self, model: Model, inputs: Tensor) -> Model | None:
@@ -489,16 +489,16 @@ class _Book:
         """How many samples are under way at a time."""
         return self.batches.size
 
-    def open(self, known: Tensor | None) -> None:
+    def open(self, inputs: Tensor, known: Tensor | None) -> None:
         """A clean input that already succeeds is a result; one that does not is no iterate of the attack."""
         if known is None:
-            clean = self._logits(self.x)
+            clean = self._logits(inputs)
             self.forwards += 1
         else:
             clean = known.detach()
-            if clean.ndim != 2 or len(clean) != len(self.x) or clean.shape[1] < 2:
+            if clean.ndim != 2 or len(clean) != len(inputs) or clean.shape[1] < 2:
                 raise ValueError(
-                    f"clean_logits must have shape ({len(self.x)}, C), C >= 2, got {tuple(clean.shape)}"
+                    f"clean_logits must have shape ({len(inputs)}, C), C >= 2, got {tuple(clean.shape)}"
                 )
         if bool(clean.isnan().any()):
             raise ValueError("model must return finite logits, got NaN for a clean input")
