@@ -284,6 +284,17 @@ def logits(value: object, count: int) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+def clean_logits(value: Tensor, count: int) -> Tensor:
+    """Return logits ``(N, C)``, ``C >= 2``, that a caller knows of ``count`` inputs.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if value.ndim != 2 or len(value) != count or value.shape[1] < 2:
+        raise ValueError(f"clean_logits must have shape ({count}, C), C >= 2, got {tuple(value.shape)}")
+    return value
+
+
 def teacher_logits(value: object) -> Tensor:
     """Return a teacher's logits ``(N, C)``, ``C >= 2``, finite.
 

@@ -241,8 +241,8 @@ class TemperaturePGD:
                 that would judge a last iterate is spared where nothing is chosen by it (``keep="last"``,
                 ``restarts=1``, no ``stop_on_success``), and the result then says no success, the margin
                 ``-inf`` and the logits NaN.
-            clean_logits: ``(N, C)``, the model's logits of the inputs, where the caller has them: the pass
-                that would find them is spared, and not counted.
+            clean_logits: ``(N, C)``, ``C >= 2``, the model's logits of the inputs, where the caller has them:
+                the pass that would find them, where one is made, is spared, and not counted.
 
         Raises:
             TypeError: inputs, labels, ids or the model's output are of the wrong type.
@@ -495,11 +495,7 @@ class _Book:
             clean = self._logits(inputs)
             self.forwards += 1
         else:
-            clean = known.detach()
-            if clean.ndim != 2 or len(clean) != len(inputs) or clean.shape[1] < 2:
-                raise ValueError(
-                    f"clean_logits must have shape ({len(inputs)}, C), C >= 2, got {tuple(clean.shape)}"
-                )
+            clean = _checks.clean_logits(known, len(inputs)).detach()
         if bool(clean.isnan().any()):
             raise ValueError("model must return finite logits, got NaN for a clean input")
         self._allocate(clean)

@@ -143,19 +143,14 @@ class Cascade:
 
     def config(self) -> dict[str, Any]:
         """The stages' arguments as JSON can hold them, in their order, and each one's reach."""
+        turns = list(self._turns())
         return {
             "precision": self.precision,
-            "reach": [one.reach for one in self._conditions],
-            "spreads": [one.spreads for one in self._conditions],
-            "aims": list(cast("tuple[int | None, ...]", self.aims)),
+            "reach": [turn.near.reach for turn in turns[1:]],
+            "spreads": [turn.near.spreads for turn in turns[1:]],
+            "aims": [turn.aim for turn in turns],
             "stages": [stage.config() for stage in self.stages],
         }
-
-    @property
-    def _conditions(self) -> list[_Near]:
-        """One entry per stage after the first."""
-        each = (cast("tuple[float | None, ...]", self.reach), cast("tuple[float | None, ...]", self.spreads))
-        return [_Near(*pair) for pair in zip(*each, strict=True)]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Cascade) and self._key() == other._key()
@@ -245,10 +240,13 @@ class Cascade:
 
     def _turns(self) -> Iterator[_Turn]:
         """The stages with all that is said of each: the same whoever is left to attack."""
-        restarts = 0
+        reach, spreads = (cast("tuple[float | None, ...]", each) for each in (self.reach, self.spreads))
         aims = cast("tuple[int | None, ...]", self.aims)
-        for stage, near, aim in zip(self.stages, [_Near(None, None), *self._conditions], aims, strict=True):
-            yield _Turn(stage, near, aim, restarts)
+        restarts = 0
+        # The first stage is for all.
+        said = zip(self.stages, (None, *reach), (None, *spreads), aims, strict=True)
+        for stage, share, times, aim in said:
+            yield _Turn(stage, _Near(share, times), aim, restarts)
             restarts += stage.restarts
 
 
@@ -281,11 +279,14 @@ class _Spread:
             return
         # Sizes per sample are the whole stage's: the key must not depend on who is left.
         key = (replace(turn.attack, seed=0), turn.aim)
-        empty = torch.full_like(self.width, torch.inf)
-        low, high = self.ends.setdefault(key, (empty, -empty))
+        if key not in self.ends:
+            empty = torch.full_like(self.width, torch.inf)
+            self.ends[key] = empty, -empty
+        low, high = self.ends[key]
         # A model that broke down at every iterate has left no margin.
-        low[rows] = torch.where(margin.isfinite(), torch.minimum(low[rows], margin), low[rows])
-        high[rows] = torch.where(margin.isfinite(), torch.maximum(high[rows], margin), high[rows])
+        lost = ~margin.isfinite()
+        low[rows] = torch.minimum(low[rows], margin.masked_fill(lost, torch.inf))
+        high[rows] = torch.maximum(high[rows], margin.masked_fill(lost, -torch.inf))
         self.width = torch.maximum(self.width, (high - low).clamp_min(0))
 
 
@@ -412,6 +413,21 @@ def rows_of(attack: TemperaturePGD, index: Tensor | slice) -> TemperaturePGD:
     return replace(attack, **cut) if cut else attack
 
 
+# Temperatures in gaps, first steps in eps; reach, spreads and aims as a Cascade takes them.
+_Options = dict[str, Any]
+_HALF: _Options = {"temperature": 0.5, "step_size": 1.5}
+_QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
+_TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
+_MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
+_INPUT: _Options = {"random_start": False}
+_LIKELIEST: _Options = {"targeted": True, "aim": 0}
+_SECOND: _Options = {"targeted": True, "aim": 1}
+#: What a turn says to the cascade; all else is its attack's.
+_OF_CASCADE = ("reach", "spreads", "aim")
+#: How many wrong classes :func:`strong` aims at before its rounds.
+_OPENING_AIMS = 3
+
+
 def quick(
     *,
     eps: float = 8 / 255,
@@ -494,7 +510,7 @@ def strong(
     opening = _opening(norm)
     left = _checks.integer("passes", passes, at_least=clean + _cost(opening[0])) - clean
     turns: list[_Options] = []
-    for turn in itertools.chain(opening, itertools.cycle(_ROUND)):
+    for turn in itertools.chain(opening, _rounds()):
         if left < _cost(turn):
             break
         left -= _cost(turn)
@@ -516,8 +532,7 @@ def _in_turn(
     _checks.integer("seed", seed, at_least=0)
     stages = []
     for number, turn in enumerate(turns):
-        said = ("reach", "spreads", "aim")
-        options: _Options = {key: value for key, value in turn.items() if key not in said}
+        options: _Options = {key: value for key, value in turn.items() if key not in _OF_CASCADE}
         options["step_size"] = partial(_cosine, first=turn["step_size"] * (radius or 1.0))
         if "temperature" in turn:
             options["temperature"] = partial(scaled_gap, scale=turn["temperature"])
@@ -525,26 +540,12 @@ def _in_turn(
         options["seed"] = seed + (number << 32)
         shared: dict[str, Any] = {"eps": radius, "norm": norm, "bounds": bounds}
         stages.append(TemperaturePGD(**shared, precision=precision, fuse=fuse, **options))
-    in_turn = itertools.count()
     return Cascade(
         stages=stages,
         reach=[turn.get("reach") for turn in turns[1:]],
         spreads=[turn.get("spreads") for turn in turns[1:]],
-        aims=[
-            turn["aim"] if "aim" in turn else next(in_turn) if "targeted" in turn else None for turn in turns
-        ],
+        aims=[turn.get("aim") for turn in turns],
     )
-
-
-# Temperatures in gaps, first steps in eps; reach, spreads and aims as a Cascade takes them.
-_Options = dict[str, Any]
-_HALF: _Options = {"temperature": 0.5, "step_size": 1.5}
-_QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
-_TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
-_MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
-_INPUT: _Options = {"random_start": False}
-_LIKELIEST: _Options = {"targeted": True, "aim": 0}
-_SECOND: _Options = {"targeted": True, "aim": 1}
 
 
 def _quick(norm: Norm) -> list[_Options]:
@@ -577,24 +578,25 @@ def _opening(norm: Norm) -> list[_Options]:
         return widened
 
     target = {"steps": 10, "loss": "margin", "step_size": 1.5, "targeted": True}
-    return [*map(wider, _quick(norm)), *[target] * 3]
+    return [*map(wider, _quick(norm)), *({**target, "aim": aim} for aim in range(_OPENING_AIMS))]
 
 
-#: What :func:`strong` repeats.
-_ROUND: tuple[_Options, ...] = tuple(
-    {"steps": 20, "reach": 0.3, **turn}
-    for turn in (
-        _MARGIN,
-        {**_HALF, "temperature": 1.0},
-        {**_HALF, **_LIKELIEST, "steps": 50, "spreads": 8.0},
-        _HALF,
-        {**_MARGIN, "step_size": 0.75},
-        _QUARTER,
-        {**_QUARTER, **_LIKELIEST, "steps": 50, "spreads": 8.0},
-        _TWICE,
-        *[{**_HALF, "targeted": True}] * 2,
-    )
-)
+def _rounds() -> Iterator[_Options]:
+    """What :func:`strong` repeats, each time at the next two wrong classes."""
+    for aim in itertools.count(_OPENING_AIMS, 2):
+        for turn in (
+            _MARGIN,
+            {**_HALF, "temperature": 1.0},
+            {**_HALF, **_LIKELIEST, "steps": 50, "spreads": 8.0},
+            _HALF,
+            {**_MARGIN, "step_size": 0.75},
+            _QUARTER,
+            {**_QUARTER, **_LIKELIEST, "steps": 50, "spreads": 8.0},
+            _TWICE,
+            {**_HALF, "targeted": True, "aim": aim},
+            {**_HALF, "targeted": True, "aim": aim + 1},
+        ):
+            yield {"steps": 20, "reach": 0.3, **turn}
 
 
 def _cost(turn: _Options) -> int:
