@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from art_logits import AttackResult, TemperaturePGD, evaluate
-from art_logits.cascade import Cascade, quick, rows_of, strong
+from art_logits.cascade import Cascade, _Near, _Spread, _Turn, quick, rows_of, strong
 from art_logits.presets import parse_attack
 
 EPS = 0.03
@@ -388,6 +388,15 @@ def test_runs_that_differ_have_no_spread(problem):
     assert_same(alone, Cascade(stages=[stage(steps=1)])(model, x, labels))
 
 
+def test_a_run_that_the_model_broke_down_in_has_left_no_margin():
+    spread = _Spread(torch.zeros(3), asked=True)
+    rows = torch.arange(3)
+    for seed, margins in ((0, [-torch.inf, -3.0, -2.0]), (1, [-1.0, -1.0, -torch.inf])):
+        turn = _Turn(stage(seed=seed), _Near(None, None), None, 0)
+        spread.note(turn, rows, torch.tensor(margins))
+    assert spread.width.tolist() == [0.0, 2.0, 0.0]
+
+
 def test_spreads_are_asked_in_addition_to_reach(problem):
     model, x, labels = problem
     weak: dict[str, Any] = {"steps": 1, "step_size": 0.1 * EPS}
@@ -483,6 +492,31 @@ def test_strong_keeps_to_its_budget(passes, seed):
     assert all(part.stop_on_success and part.keep == "best" for part in attack.stages)
     longer = strong(eps=EPS, passes=passes + 100, seed=seed)
     assert longer.stages[: len(attack.stages)] == attack.stages
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_strong_attacks_whom_quick_attacks_at_least(norm):
+    """The same stages, and no condition that is harder to meet."""
+    default, more = quick(eps=EPS, norm=norm), strong(eps=EPS, norm=norm)
+    count = len(default.stages)
+    assert more.stages[:count] == default.stages
+    assert more.aims[:count] == default.aims
+    for name in ("reach", "spreads"):
+        for mine, wider in zip(getattr(default, name), getattr(more, name)[: count - 1], strict=True):
+            assert wider is None or (mine is not None and wider > mine), name
+
+
+def test_quick_aims_at_the_second_class_where_the_norm_lets_it_pay():
+    aims = {norm: set(quick(norm=norm).aims) for norm in ("Linf", "L2", "L1")}
+    assert aims == {"Linf": {None, 0}, "L2": {None, 0, 1}, "L1": {None, 0, 1}}
+
+
+def test_strong_goes_round_the_wrong_classes():
+    attack = strong(passes=3000)
+    first = len(quick().stages)
+    aims = [aim for part, aim in zip(attack.stages, attack.aims, strict=True) if part.targeted][3:]
+    likeliest = [part.steps == 50 for part in attack.stages[first:] if part.targeted]
+    assert [aim for aim, again in zip(aims, likeliest, strict=True) if not again] == list(range(11))
 
 
 def test_strong_takes_turns_in_losses_temperatures_first_steps_and_targets():

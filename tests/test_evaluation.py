@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from art_logits import AttackResult, TemperaturePGD, evaluation
+from art_logits.cascade import Cascade
 from art_logits.data import as_data, load_data
 from art_logits.evaluation import evaluate, resolve_device
 from art_logits.records import Records
@@ -598,6 +599,25 @@ def test_out_of_memory_changes_no_record_and_is_remembered():
     found = evaluate(Cramped(), samples(40), **options)
     assert found.table.equals(expected.table)
     # 10 rows, then 5: after that every part, attack and pass keeps to what fits.
+    assert Cramped.tries == 2
+
+
+def test_what_fits_the_gradients_of_a_cascade_is_remembered_from_part_to_part():
+    class Cramped(Linear):
+        tries = 0
+
+        def forward(self, inputs):
+            if inputs.requires_grad and len(inputs) > 4:
+                Cramped.tries += 1
+                raise torch.OutOfMemoryError("no memory")
+            return super().forward(inputs)
+
+    attack = Cascade(stages=[TemperaturePGD(eps=0.01, steps=3), TemperaturePGD(eps=0.01, steps=3, seed=1)])
+    options = {"attacks": attack, "batch_size": 10, "part_size": 10}
+    expected = evaluate(Linear(), samples(40), **{**options, "batch_size": 4})
+    found = evaluate(Cramped(), samples(40), **options)
+    assert found.table.equals(expected.table)
+    # 10 rows, then 5, in the first part alone.
     assert Cramped.tries == 2
 
 
