@@ -10,14 +10,16 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import _checks
+from ._batches import is_out_of_memory
 from .folding import Pair, find_pairs, fold, has_hooks, refold
 from .types import Model
 
@@ -70,22 +72,54 @@ def evaluating(*models: object) -> Iterator[None]:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Compute in float32 where float32 is said: no TF32, no bfloat16 inside of products, no autocast."""
-    products = torch.get_float32_matmul_precision()
-    # Newer versions of torch have one more setting, which those that say nothing themselves take over.
-    switches = [(torch.backends.cudnn, "allow_tf32", False), (torch.backends, "fp32_precision", "ieee")]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches if hasattr(owner, name)]
+    before = _float32_settings()
     try:
-        if products != "highest":
-            torch.set_float32_matmul_precision("highest")
-        for owner, name, value in switches[: len(before)]:
-            setattr(owner, name, value)
+        for setting in before:
+            setting.set(setting.exact)
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
-        if products != "highest":
-            torch.set_float32_matmul_precision(products)
+        for setting in before:
+            setting.set(setting.value)
+
+
+class _Setting(NamedTuple):
+    """One of torch's switches: what sets it, what it was, and what means float32."""
+
+    set: Callable[[Any], None]
+    value: Any
+    exact: Any
+
+
+def _float32_settings() -> list[_Setting]:
+    """The switches that must be set for float32 to be float32; none where they are set so already.
+
+    The older ones first, which set some of those that torch 2.9 gave to each backend and operator. Where the
+    two contradict each other, torch refuses to tell the older ones, and they are left alone.
+    """
+    on_gpu, backends = bool(torch.cuda.is_initialized()), torch.backends  # type: ignore[no-untyped-call]
+    settings = []
+    with suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
+        settings.append(_Setting(torch.set_float32_matmul_precision, products, "highest"))
+    if on_gpu:
+        with suppress(RuntimeError):
+            allowed = backends.cudnn.allow_tf32
+            settings.append(_Setting(partial(setattr, backends.cudnn, "allow_tf32"), allowed, False))
+    for owner in _operators(on_gpu):
+        value = owner.fp32_precision
+        settings.append(_Setting(partial(setattr, owner, "fp32_precision"), value, "ieee"))
+    return settings if any(setting.value not in (setting.exact, "none") for setting in settings) else []
+
+
+def _operators(on_gpu: bool) -> list[Any]:
+    """Those of torch's kinds of products that have a precision of their own."""
+    backends = torch.backends
+    known: list[tuple[Any, tuple[str, ...]]] = [(backends.mkldnn, ("matmul", "conv", "rnn"))]
+    if on_gpu:
+        known += [(backends.cuda, ("matmul",)), (backends.cudnn, ("conv", "rnn"))]
+    found = [getattr(backend, name, None) for backend, names in known for name in names]
+    return [operator for operator in found if hasattr(operator, "fp32_precision")]
 
 
 class Cast(nn.Module):
@@ -417,10 +451,29 @@ def rows_per_pass(model: Model, inputs: Tensor, *, dtype: torch.dtype | None = N
     return max(_FEWEST, _LARGEST // (known[key] * width))
 
 
+# A GPU's library of convolutions plans its work anew for every number of rows that it has not met: on an H100
+# 25 ms (float32) or 50 ms (bfloat16) for a pass of ResNet-18, as long as a pass over thousands of samples.
+_FEWEST_ON_GPU = 64
+
+
+def rows_on_gpu(count: int, *, most: int) -> int:
+    """How many rows a GPU is given where ``count`` are wanted, so that few shapes occur: powers of two.
+
+    Args:
+        count: rows wanted, from 1 to ``most``.
+        most: the largest batch.
+
+    >>> [rows_on_gpu(count, most=1000) for count in (1, 64, 65, 400, 513, 1000)], rows_on_gpu(3, most=5)
+    ([64, 64, 128, 512, 1000, 1000], 5)
+    """
+    return min(most, max(_FEWEST_ON_GPU, 1 << (count - 1).bit_length()))
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Which precision pays
 
 PROBE = 16  # samples; fewer are attacked in less time than a probe takes
+_GPU_PROBE = 1024  # rows
 _PAYS = 1.2  # times as fast
 _chosen: weakref.WeakKeyDictionary[nn.Module, dict[object, Precision]] = weakref.WeakKeyDictionary()
 
@@ -429,9 +482,11 @@ def choose_precision(model: Model, inputs: Tensor, *, fuse: bool = True) -> Prec
     """The precision that ``"auto"`` stands for: bfloat16 where a short probe finds it right and faster.
 
     The probe takes up to three passes forward and backward over 16 samples in each precision, and is done
-    once per model, device and shape. bfloat16 must be 1.2 times as fast, its logits and gradients finite,
-    and its predictions those of float32 on at least 9 of 10 samples. Plain callables, float64 models, models
-    so small that nothing could be saved, and fewer than 16 samples get float32 without a probe.
+    once per model, device and shape. On a GPU these 16 are repeated to as many rows as there are inputs, at
+    most 1024: the fewer, the more a GPU's time is that of telling it what to do. bfloat16 must be 1.2 times
+    as fast, its logits and gradients finite, and its predictions those of float32 on at least 9 of 10
+    samples. Plain callables, float64 models, models so small that nothing could be saved, and fewer than 16
+    samples get float32 without a probe.
 
     Args:
         model: the model.
@@ -445,24 +500,36 @@ def choose_precision(model: Model, inputs: Tensor, *, fuse: bool = True) -> Prec
         return "float32"
     if not _is_worthwhile(model, inputs):
         return "float32"
-    key = (tuple(inputs.shape[1:]), inputs.device, fuse)
+    rows = rows_on_gpu(len(inputs), most=_GPU_PROBE) if inputs.is_cuda else PROBE
+    key = (tuple(inputs.shape[1:]), inputs.device, fuse, rows)
     known = _chosen.setdefault(model, {})
     if key not in known:
         if len(inputs) < PROBE:
             return "float32"
         with torch.inference_mode(False), evaluating(model):
-            known[key] = _probe(model, inputs[:PROBE].detach(), fuse)
+            known[key] = _probe(model, inputs[:PROBE].detach(), fuse, rows)
     return known[key]
 
 
-def _probe(model: nn.Module, inputs: Tensor, fuse: bool) -> Precision:
+def _probe(model: nn.Module, inputs: Tensor, fuse: bool, rows: int) -> Precision:
+    """The choice for passes over this many rows, or over half as many where they do not fit, and so on."""
+    while True:
+        try:
+            return _probe_rows(model, inputs.repeat(rows // len(inputs), *[1] * (inputs.ndim - 1)), fuse)
+        except RuntimeError as error:
+            if rows == len(inputs) or not is_out_of_memory(error):
+                raise
+        rows //= 2
+
+
+def _probe_rows(model: nn.Module, inputs: Tensor, fuse: bool) -> Precision:
     seconds, logits = {}, {}
     for precision in ("float32", "bfloat16"):
         net = prepare(model, precision=precision, fuse=fuse).snapshot(inputs)
         try:
             seconds[precision], logits[precision], finite = _time_passes(net, inputs)
         except RuntimeError as error:  # a device or a layer that has no such kernels
-            if precision == "float32":
+            if precision == "float32" or is_out_of_memory(error):
                 raise
             _say_once(model, f"no bfloat16: {str(error).splitlines()[0]}")
             return "float32"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -561,7 +564,9 @@ def test_passes_of_small_models_and_functions_are_not_cut(net: nn.Module, images
 # Float32 ----------------------------------------------------------------------------------------------
 
 
-def test_full_float32_is_full_and_restores_what_was_set() -> None:
+def test_full_float32_is_full_and_restores_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+
     def settings() -> tuple[str, bool, bool]:
         return (
             torch.get_float32_matmul_precision(),
@@ -585,3 +590,68 @@ def test_full_float32_is_full_and_restores_what_was_set() -> None:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each setting needs a process of its own")
+def test_full_float32_with_any_of_torchs_switches() -> None:
+    """Some combinations make torch refuse to tell what was set: none may fail, or stay changed."""
+    done = subprocess.run([sys.executable, "-c", SWITCHES], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stdout + done.stderr
+
+
+SWITCHES = """
+import os
+import torch
+from art_logits.prepare import full_float32
+
+b = torch.backends
+SETTINGS = [
+    "pass",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.set_float32_matmul_precision('high'); b.cuda.matmul.allow_tf32 = False",
+    "b.cuda.matmul.allow_tf32 = True",
+    "b.cuda.matmul.fp32_precision = 'tf32'",
+    "b.fp32_precision = 'tf32'",
+    "b.fp32_precision = 'ieee'",
+    "b.mkldnn.fp32_precision = 'bf16'",
+]
+OPERATORS = [b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn, b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn]
+
+
+def told(getter):
+    try:
+        return getter()
+    except RuntimeError:
+        return "refused"
+
+
+def precisions(owners):
+    return [getattr(owner, "fp32_precision", "none") for owner in owners]  # torch < 2.9 has none
+
+
+def state():
+    old = [torch.get_float32_matmul_precision, lambda: b.cudnn.allow_tf32, lambda: b.cuda.matmul.allow_tf32]
+    return precisions([b, b.cudnn, b.mkldnn, *OPERATORS]), [told(getter) for getter in old]
+
+
+def check(setting, on_gpu):
+    torch.cuda.is_initialized = lambda: on_gpu
+    exec(setting)
+    before = state()
+    with full_float32():
+        inside = precisions(OPERATORS if on_gpu else OPERATORS[:3])
+        torch.rand(4, 4) @ torch.rand(4, 4)
+    assert set(inside) <= {"ieee", "none"}, inside
+    assert state() == before, (before, state())
+
+
+for setting in SETTINGS:
+    if "fp32_precision" in setting and not hasattr(b, "fp32_precision"):
+        continue
+    for on_gpu in (False, True):
+        child = os.fork()
+        if not child:
+            check(setting, on_gpu)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, (setting, on_gpu)
+"""
