@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import _checks
 from . import steps as step_sizes
@@ -38,6 +38,7 @@ from .prepare import (
     full_float32,
     gradient_model,
     original_of,
+    rows_on_gpu,
     rows_per_pass,
 )
 from .starts import random_points, sample_hashes
@@ -259,10 +260,13 @@ class TemperaturePGD:
             batch_size = Batches(_checks.integer("batch_size", size, at_least=1))
         # Inference mode would forbid gradients for good; no_grad is lifted where a gradient is taken.
         with torch.inference_mode(False), evaluating(model):
-            ids = sample_hashes(inputs, labels) if sample_ids is None else sample_ids
+            if sample_ids is None:
+                # Hashes take time, and only random starts ask for them.
+                noisy = self.random_start or self.restarts > 1
+                sample_ids = sample_hashes(inputs, labels) if noisy else np.zeros(len(inputs), np.int64)
             proxy = self._gradient_model(model, inputs)
             peaks = proxy is not None and self.keep == "best"
-            region = _Region(self, inputs.clone(), _checks.sample_ids(ids, len(inputs)), mask, peaks)
+            region = _Region(self, inputs.clone(), _checks.sample_ids(sample_ids, len(inputs)), mask, peaks)
             book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
             if book.chooses:
                 book.open(region.inputs, clean_logits)
@@ -298,16 +302,25 @@ class TemperaturePGD:
                 if observer is not None:
                     observer(Step(slots.index, slots.restart, slots.step, slots.x, logits, grad))
                 slots, solved = book.enter(slots, logits)
-                slots = region.ascend(slots.take(~solved), _rows(grad, ~solved))
+                if solved is not None:
+                    going = _where(~solved)
+                    slots, grad = slots.take(going), grad if len(going) == len(grad) else grad[going]
+                slots = region.ascend(slots, grad)
             done = slots.step >= self.steps
-            landed, slots = landed.join(slots.take(done)), slots.take(~done)
+            if len(rows := _where(done)):
+                landed, slots = landed.join(slots.take(rows)), slots.take(_where(~done))
             # A last iterate needs no gradient: these are evaluated together, unless others wait for it.
-            idle = not len(waiting) and (not len(slots) or bool((landed.restart + 1 < self.restarts).any()))
-            if len(landed) and (idle or len(landed) >= book.size):
-                unsolved = ~book.land(landed)
+            if len(landed) and (len(landed) >= book.size or self._nothing_else(waiting, slots, landed)):
+                unsolved = _where(~book.land(landed))
                 waiting = torch.cat([waiting, landed.take(unsolved).next_restarts(self.restarts)])
                 landed = landed.take(slice(0))
         return book.result()
+
+    def _nothing_else(self, waiting: Tensor, slots: _Slots, landed: _Slots) -> bool:
+        """Whether free slots wait for those that have landed."""
+        if len(waiting):
+            return False
+        return not len(slots) or bool((landed.restart + 1 < self.restarts).any())
 
 
 def pgd(
@@ -360,7 +373,8 @@ class _Slots:
         return self.index, self.restart, self.step, self.x, self.velocity, self.peak, self.height
 
     def take(self, rows: Tensor | slice) -> _Slots:
-        if isinstance(rows, Tensor) and bool(rows.all()):
+        """The slots at these positions, in their order."""
+        if isinstance(rows, Tensor) and len(rows) == len(self):
             return self
         return _Slots(*(column[rows] for column in self.columns()))
 
@@ -384,7 +398,8 @@ class _Region:
         self.ball = get_ball(attack.norm)
         tensors = (b.to(inputs) if isinstance(b, Tensor) else b for b in attack.bounds)
         self.bounds = Bounds(*tensors)  # numbers stay numbers, which are clipped to in a tenth of the time
-        self.lengths = step_sizes.resolve(attack.step_size, attack.steps)
+        sizes = step_sizes.resolve(attack.step_size, attack.steps)
+        self.lengths = sizes._replace(lengths=sizes.lengths.to(inputs))  # once, not in every step
         self.mask = None if mask is None else _checks.mask(mask, inputs)
         self.eps = self.unit = self._per_sample("eps", attack.eps)
         if isinstance(attack.step_size, Tensor):
@@ -470,11 +485,13 @@ class _Book:
         self.attack, self.model, self.proxy, self.goals, self.batches = attack, model, proxy, goals, batches
         # As many slots as asked for, in passes that a CPU likes. A function of the user's sees all of them.
         self.most_rows = {False: rows_per_pass(model, inputs), True: None}
-        if not (callable(attack.loss) or callable(attack.temperature)):
+        if not (callable(attack.loss) or temperatures.is_custom(attack.temperature)):
             self.most_rows[True] = rows_per_pass(model, inputs, dtype=getattr(proxy, "dtype", None))
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
+        self.one = goals.new_ones(1)
+        self.pads = inputs.is_cuda and isinstance(model, nn.Module)
         self.x, self.logits = inputs.clone(), inputs.new_empty(0)
         self.restart = torch.full_like(goals, -1)
         self.success = torch.zeros_like(goals, dtype=torch.bool)
@@ -521,31 +538,38 @@ class _Book:
     def forward(self, slots: _Slots, *, proxy: bool = False) -> Tensor:
         """Logits at the slots' points, from the original model or the one that stands in for it."""
         logits = self._logits(slots.x, proxy=proxy)
-        self.forwards.index_add_(0, slots.index, torch.ones_like(slots.index))
+        self._count(self.forwards, slots)
         self._allocate(logits)
         return logits
+
+    def _count(self, counter: Tensor, slots: _Slots) -> None:
+        """One more for each slot's sample; a landed sample may be there more than once."""
+        counter.index_add_(0, slots.index, self.one.expand(len(slots)))
 
     def _logits(self, x: Tensor, *, proxy: bool = False) -> Tensor:
         def part(rows: slice) -> Tensor:
             with torch.no_grad():
-                return self._ask(x[rows], proxy=proxy)
+                return self._ask(x[rows], proxy=proxy)[: rows.stop - rows.start]
 
         return torch.cat(self.batches.run(part, len(x), at_most=self.most_rows[proxy]))
 
     def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
+        rows = rows_on_gpu(len(x), most=self.batches.size) if self.pads else len(x)
+        if rows > len(x):
+            x = torch.cat([x, x[:1].detach().expand(rows - len(x), *x.shape[1:])])
         if proxy and self.proxy is not None:
-            return _checks.logits(self.proxy(x), len(x))
+            return _checks.logits(self.proxy(x), rows)
         with full_float32():
-            return _checks.logits(self.model(x), len(x))
+            return _checks.logits(self.model(x), rows)
 
     def gradient(self, slots: _Slots) -> tuple[Tensor, Tensor]:
         """Logits and loss gradient at the slots' points; the margin's gradient where that one vanishes."""
         logits, grad = self._pass(slots, self._tempered)
         largest = grad.flatten(1).abs().amax(dim=1)
-        lost = ~(largest.isfinite() & (largest > 0))
-        if bool(lost.any()):
+        lost = _where(~((largest > 0) & (largest < torch.inf)))
+        if len(lost):
             rest = slots.take(lost)
-            self.zeros.index_add_(0, rest.index, torch.ones_like(rest.index))
+            self._count(self.zeros, rest)
             grad[lost] = self._pass(rest, lambda z, goals, step: margin_loss(z, goals))[1].nan_to_num(0, 0, 0)
         return logits, grad
 
@@ -557,7 +581,7 @@ class _Book:
         def part(rows: slice) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 x = slots.x[rows].detach().requires_grad_()
-                logits = self._ask(x, proxy=True)
+                logits = self._ask(x, proxy=True)[: len(x)]
                 self._allocate(logits)
                 # The sum, never the mean: a sample's gradient must not know how many others are in the batch.
                 value = loss(logits, self.goals[slots.index[rows]], slots.step[rows]).sum()
@@ -566,23 +590,30 @@ class _Book:
 
         logits, grads = zip(*self.batches.run(part, len(slots), at_most=self.most_rows[True]), strict=True)
         for counter in (self.forwards, self.backwards):
-            counter.index_add_(0, slots.index, torch.ones_like(slots.index))
+            self._count(counter, slots)
         return _joined(logits), _joined(grads)
 
-    def enter(self, slots: _Slots, logits: Tensor) -> tuple[_Slots, Tensor]:
-        """Note what a pass has shown; returns the slots, and which samples need no further attack."""
+    def enter(self, slots: _Slots, logits: Tensor) -> tuple[_Slots, Tensor | None]:
+        """Note what a pass has shown.
+
+        Returns:
+            The slots, and which samples need no further attack, ``(n,)`` bool; None where all do.
+        """
         if not self.chooses:
-            return slots, torch.zeros_like(slots.index, dtype=torch.bool)
+            return slots, None
         if self.proxy is None:
-            return slots, self._note(slots, logits, final=False)
+            solved = self._note(slots, logits, final=False)
+            return slots, solved if self.attack.stop_on_success else None
         margin, success = self._outcome(logits, self.goals[slots.index])
         solved = success & self._moved(slots) & self.attack.stop_on_success
         if self.attack.keep == "best":
             # What the original is about to see is no candidate for the end of the restart.
             slots = self._raised(slots, self._moved(slots) & ~solved & (margin > slots.height), margin)
-        if bool(solved.any()):
-            claims = slots.take(solved)
-            solved[solved.clone()] = self._note(claims, self.forward(claims), final=False)
+        claimed = _where(solved)
+        if not len(claimed):
+            return slots, None
+        claims = slots.take(claimed)
+        solved[claimed] = self._note(claims, self.forward(claims), final=False)
         return slots, solved
 
     def land(self, slots: _Slots) -> Tensor:
@@ -592,11 +623,12 @@ class _Book:
             return torch.ones_like(slots.index, dtype=torch.bool)
         if self.proxy is None or self.attack.keep == "last":
             return self._note(slots, self.forward(slots), final=True)
-        slots, solved = self.enter(slots, self.forward(slots, proxy=True))
-        if not bool(solved.all()):
-            rest = slots.take(~solved)
+        slots, found = self.enter(slots, self.forward(slots, proxy=True))
+        solved = torch.zeros_like(slots.index, dtype=torch.bool) if found is None else found
+        if len(unsolved := _where(~solved)):
+            rest = slots.take(unsolved)
             rest = replace(rest, x=rest.peak)
-            solved[~solved] = self._note(rest, self.forward(rest), final=True)
+            solved[unsolved] = self._note(rest, self.forward(rest), final=True)
         return solved
 
     def _raised(self, slots: _Slots, rows: Tensor, margin: Tensor) -> _Slots:
@@ -609,7 +641,9 @@ class _Book:
 
     def _moved(self, slots: _Slots) -> Tensor:
         """Which points are iterates: the clean input itself, where a run starts from it, is none."""
-        return (slots.step > 0) | (slots.restart > 0) | self.attack.random_start
+        if self.attack.random_start:
+            return slots.step >= 0
+        return (slots.step > 0) | (slots.restart > 0)
 
     def _note(self, slots: _Slots, logits: Tensor, *, final: bool) -> Tensor:
         """Write down the points that beat what is in the book; returns which samples are solved."""
@@ -621,7 +655,7 @@ class _Book:
         )
         eligible = self._moved(slots) if self.attack.keep == "best" else leaving
         eligible = eligible | final
-        won = better & eligible
+        won = _where(better & eligible)
         rows = index[won]
         self.x[rows], self.logits[rows] = slots.x[won], logits[won]
         self.margin[rows], self.success[rows] = margin[won], success[won]
@@ -654,9 +688,9 @@ class _Book:
         return result
 
 
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    """The rows of a mask; no copy where it takes them all."""
-    return values if bool(rows.all()) else values[rows]
+def _where(mask: Tensor) -> Tensor:
+    """The positions of a mask. Each use of a mask makes a GPU wait, that of positions does not."""
+    return mask.nonzero().squeeze(1)
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:

@@ -12,6 +12,7 @@ whatever the scale of a model's logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,6 +88,8 @@ def resolve(temperature: object, steps: int) -> Resolved:
     if isinstance(temperature, str):
         _checks.choice("temperature", temperature, ("gap", "auto"))
         return lambda logits, step: gap(logits)
+    if (stepless := _stepless(temperature)) is not None:
+        return lambda logits, step: stepless(logits)
     if callable(temperature):
         return _policy(temperature)
     if isinstance(temperature, Sequence):
@@ -97,6 +100,20 @@ def resolve(temperature: object, steps: int) -> Resolved:
         return _schedule([_checks.number("temperature", t, above=0.0) for t in temperature])
     constant = _checks.number("temperature", temperature, above=0.0)
     return lambda logits, step: logits.new_full((len(logits),), constant)
+
+
+def _stepless(temperature: object) -> Callable[[Tensor], Tensor] | None:
+    """One of the policies of this module, which look at each sample's logits alone; else None."""
+    if temperature is gap:
+        return gap
+    if isinstance(temperature, partial) and temperature.func is scaled_gap and not temperature.args:
+        return temperature
+    return None
+
+
+def is_custom(temperature: object) -> bool:
+    """Whether a function of the user's decides, which may look at all samples that it is given."""
+    return callable(temperature) and _stepless(temperature) is None
 
 
 def _schedule(values: Sequence[float]) -> Resolved:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_logits.balls import BALLS
-from art_logits.starts import generator, random_points, sample_hashes
+from art_logits.starts import generator, random_points, sample_hashes, uniform_numbers
 
 big = st.integers(-(2**63), 2**63 - 1)
 
@@ -98,3 +98,29 @@ def test_hashes_see_through_memory_layout_and_precision() -> None:
     ids = sample_hashes(inputs, labels)
     np.testing.assert_array_equal(sample_hashes(inputs.to(memory_format=torch.channels_last), labels), ids)
     np.testing.assert_array_equal(sample_hashes(inputs.double(), labels), ids)
+
+
+@given(st.lists(st.integers(0, 2**128 - 1), max_size=3), st.integers(0, 70))
+def test_uniform_numbers_are_numpys(keys: list[int], count: int) -> None:
+    """What a GPU draws: numpy's generator is the reference, bit for bit."""
+    seeds = [np.random.SeedSequence(key) for key in keys]
+    drawn = uniform_numbers(seeds, count)
+    assert drawn.shape == (len(keys), count)
+    assert drawn.dtype == torch.float32
+    for row, seed in zip(drawn, seeds, strict=True):
+        reference = np.random.Generator(np.random.Philox(seed)).random(count, dtype=np.float32)
+        np.testing.assert_array_equal(row.numpy(), reference)
+
+
+def test_hashes_by_several_threads() -> None:
+    rng = torch.Generator().manual_seed(0)
+    inputs, labels = torch.rand(700, 3, 25, 25, generator=rng), torch.randint(0, 9, (700,), generator=rng)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = sample_hashes(inputs, labels)
+        torch.set_num_threads(3)
+        np.testing.assert_array_equal(sample_hashes(inputs, labels), alone)
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(alone.tolist())) == 700
