@@ -9,7 +9,8 @@ ours the clean pass and the ones that verify.
 
 **AutoAttack** is the standard version (APGD-CE, APGD-T, FAB-T, Square) of pyautoattack, seed 0, batches of
 256. It takes from minutes to an hour per case on two cores. Cells on record that say ``folded`` were run on
-the net with its batch norms folded (:func:`art_logits.prepare`), the same function up to rounding.
+the net with its batch norms folded (:func:`art_logits.prepare`), the same function up to rounding. The
+curves of the CIFAR-10 convnet come from a GPU (``--device cuda --out benchmarks/results``).
 
 **Reach and spreads.** ``temperature-pgd`` and ``strong`` are cascades (:mod:`art_logits.cascade`): ten steps
 for every sample, then other starts, temperatures, targets and more steps for those that came near. How near
