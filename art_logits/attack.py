@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _checks
 from . import steps as step_sizes
@@ -38,8 +38,8 @@ from .prepare import (
     full_float32,
     gradient_model,
     original_of,
-    rows_on_gpu,
     rows_per_pass,
+    rows_to_hand_over,
 )
 from .starts import random_points, sample_hashes
 from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
@@ -491,7 +491,6 @@ class _Book:
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
         self.one = goals.new_ones(1)
-        self.pads = inputs.is_cuda and isinstance(model, nn.Module)
         self.x, self.logits = inputs.clone(), inputs.new_empty(0)
         self.restart = torch.full_like(goals, -1)
         self.success = torch.zeros_like(goals, dtype=torch.bool)
@@ -554,7 +553,7 @@ class _Book:
         return torch.cat(self.batches.run(part, len(x), at_most=self.most_rows[proxy]))
 
     def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
-        rows = rows_on_gpu(len(x), most=self.batches.size) if self.pads else len(x)
+        rows = rows_to_hand_over(self.model, x, most=self.batches.size)
         if rows > len(x):
             x = torch.cat([x, x[:1].detach().expand(rows - len(x), *x.shape[1:])])
         if proxy and self.proxy is not None:

@@ -456,14 +456,26 @@ def rows_per_pass(model: Model, inputs: Tensor, *, dtype: torch.dtype | None = N
 _FEWEST_ON_GPU = 64
 
 
-def rows_on_gpu(count: int, *, most: int) -> int:
-    """How many rows a GPU is given where ``count`` are wanted, so that few shapes occur: powers of two.
+def rows_to_hand_over(model: Model, inputs: Tensor, *, most: int) -> int:
+    """How many rows a model is best given where these are asked for; the caller repeats one to fill up.
 
     Args:
-        count: rows wanted, from 1 to ``most``.
+        model: a module; a plain callable gets what is there.
+        inputs: ``(N, ...)``, from 1 to ``most`` rows.
         most: the largest batch.
 
-    >>> [rows_on_gpu(count, most=1000) for count in (1, 64, 65, 400, 513, 1000)], rows_on_gpu(3, most=5)
+    Returns:
+        On a GPU a power of two, at least 64, or ``most``, so that few shapes occur; else N.
+    """
+    if not (inputs.is_cuda and isinstance(model, nn.Module)):
+        return len(inputs)
+    return _few_shapes(len(inputs), most)
+
+
+def _few_shapes(count: int, most: int) -> int:
+    """The next power of two.
+
+    >>> [_few_shapes(count, 1000) for count in (1, 64, 65, 400, 513, 1000)], _few_shapes(3, 5)
     ([64, 64, 128, 512, 1000, 1000], 5)
     """
     return min(most, max(_FEWEST_ON_GPU, 1 << (count - 1).bit_length()))
@@ -500,7 +512,7 @@ def choose_precision(model: Model, inputs: Tensor, *, fuse: bool = True) -> Prec
         return "float32"
     if not _is_worthwhile(model, inputs):
         return "float32"
-    rows = rows_on_gpu(len(inputs), most=_GPU_PROBE) if inputs.is_cuda else PROBE
+    rows = _few_shapes(len(inputs), _GPU_PROBE) if inputs.is_cuda else PROBE
     key = (tuple(inputs.shape[1:]), inputs.device, fuse, rows)
     known = _chosen.setdefault(model, {})
     if key not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes of several threads each would wait for one another.
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 # The same examples on every machine, and no deadlines on a busy one.
 settings.register_profile("art-logits", deadline=None, derandomize=True, database=None, max_examples=50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from art_logits import AttackResult, TemperaturePGD, attack, pgd
+from art_logits.temperature import scaled_gap
 
 MODULE = __import__("sys").modules["art_logits.prepare"]
 
@@ -298,7 +300,12 @@ def test_slots_are_full_until_the_queue_is_empty(
 
 
 @pytest.mark.parametrize(
-    ("options", "largest"), [({}, 9), ({"temperature": lambda z, t: z[:, 0] * 0 + 1}, 30)]
+    ("options", "largest"),
+    [
+        ({}, 9),
+        ({"temperature": partial(scaled_gap, scale=0.5)}, 9),
+        ({"temperature": lambda z, t: z[:, 0] * 0 + 1}, 30),
+    ],
 )
 def test_passes_on_a_cpu_have_the_size_that_a_cpu_likes(
     curved: nn.Module,
@@ -356,3 +363,35 @@ def test_out_of_memory_at_a_single_sample_is_said(curved: nn.Module, images: Any
     x, labels = images(5, dtype=torch.float64), torch.arange(5) % 3
     with pytest.raises(torch.OutOfMemoryError, match="with a single sample in the batch"):
         pgd(Cramped(curved, 0, 0), x, labels)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_rows_that_fill_up_a_pass_change_nothing_else(
+    curved: nn.Module, images: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """As a GPU is served: passes of few sizes, filled up with a row that nobody looks at."""
+    x, labels = images(30, dtype=torch.float64), torch.arange(30) % 3
+    attack_ = TemperaturePGD(**{"eps": 0.02, "steps": 4, **options})
+    plain = attack_(curved, x, labels, batch_size=20)
+    monkeypatch.setattr(MODULE, "_FEWEST_ON_GPU", 8)
+    monkeypatch.setattr(
+        attack, "rows_to_hand_over", lambda model, inputs, most: MODULE._few_shapes(len(inputs), most)
+    )
+    served = Cramped(curved, 20, 20)
+    same(attack_(served, x, labels, batch_size=20), plain)
+    assert set(served.served) <= {8, 16, 20}
+
+
+def test_ids_are_made_for_random_starts_alone(
+    curved: nn.Module, images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("hashed")
+
+    x, labels = images(5, dtype=torch.float64), torch.arange(5) % 3
+    expected = pgd(curved, x, labels, steps=2, random_start=False)
+    monkeypatch.setattr(attack, "sample_hashes", refuse)
+    same(pgd(curved, x, labels, steps=2, random_start=False), expected)
+    for options in ({}, {"random_start": False, "restarts": 2}):
+        with pytest.raises(AssertionError, match="hashed"):
+            pgd(curved, x, labels, steps=2, **options)

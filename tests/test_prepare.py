@@ -518,6 +518,26 @@ def test_auto_costs_nothing_where_nothing_can_be_saved(
 
 
 @pytest.mark.usefixtures("large")
+def test_a_probe_that_does_not_fit_is_made_with_half_the_rows(
+    net: nn.Module, images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+
+    def passes(model: nn.Module, inputs: Tensor) -> tuple[float, Tensor, bool]:
+        rows.append(len(inputs))
+        if len(inputs) > limit:
+            raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+        return len(rows), inputs.flatten(1), True
+
+    monkeypatch.setattr(MODULE, "_time_passes", passes)
+    limit = 40
+    assert MODULE._probe(net, images(16), True, 128) == "float32"
+    assert rows == [128, 64, 32, 32]
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        MODULE._probe(net, images(16), True, 16)
+
+
 def test_the_probe_itself(net: nn.Module, images: Any) -> None:
     before = flags(net.train())
     assert choose_precision(net, images(16)) in ("float32", "bfloat16")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from art_logits.temperature import gap, resolve, scaled_gap
+from art_logits.temperature import gap, is_custom, resolve, scaled_gap
 
 LOGITS = torch.tensor([[4.0, 1.0, 0.0], [0.0, 5.0, 4.5], [-1.0, -2.0, -4.0]])
 STEPS = torch.tensor([0, 2, 1])
@@ -133,3 +135,23 @@ def test_policies_that_answer_wrongly(answer: object, error: type[Exception], me
 def test_refused_temperatures(value: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         resolve(value, 3)
+
+
+def test_the_gap_policies_are_no_functions_of_the_user() -> None:
+    """They look at each sample's logits alone, and are called once for all steps."""
+    calls = []
+
+    def own(logits: Tensor, step: int) -> Tensor:
+        calls.append(step)
+        return gap(logits)
+
+    halved = partial(scaled_gap, scale=0.5)
+    for policy in (gap, halved, "gap", 1.0, [1.0, 2.0]):
+        assert not is_custom(policy)
+    for policy in (own, lambda logits, step: gap(logits), partial(own), partial(scaled_gap, 0, scale=0.5)):
+        assert is_custom(policy)
+    logits, step = torch.tensor([[4.0, 1.0, 0.0], [5.0, 4.0, 0.0]]), torch.tensor([0, 1])
+    assert resolve(halved, 2)(logits, step).tolist() == [1.5, 0.5]
+    assert resolve(gap, 2)(logits, step).tolist() == [3.0, 1.0]
+    assert resolve(own, 2)(logits, step).tolist() == [3.0, 1.0]
+    assert calls == [0, 1]
