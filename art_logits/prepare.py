@@ -453,7 +453,8 @@ def rows_per_pass(model: Model, inputs: Tensor, *, dtype: torch.dtype | None = N
 
 # A GPU's library of convolutions plans its work anew for every number of rows that it has not met: on an H100
 # 25 ms (float32) or 50 ms (bfloat16) for a pass of ResNet-18, as long as a pass over thousands of samples.
-_FEWEST_ON_GPU = 64
+# Fewer rows than these take as long: a GPU waits to be told what to do.
+_FEWEST_ON_GPU = 8
 
 
 def rows_to_hand_over(model: Model, inputs: Tensor, *, most: int) -> int:
@@ -465,7 +466,7 @@ def rows_to_hand_over(model: Model, inputs: Tensor, *, most: int) -> int:
         most: the largest batch.
 
     Returns:
-        On a GPU a power of two, at least 64, or ``most``, so that few shapes occur; else N.
+        On a GPU a power of two, at least 8, or ``most``, so that few shapes occur; else N.
     """
     if not (inputs.is_cuda and isinstance(model, nn.Module)):
         return len(inputs)
@@ -475,8 +476,8 @@ def rows_to_hand_over(model: Model, inputs: Tensor, *, most: int) -> int:
 def _few_shapes(count: int, most: int) -> int:
     """The next power of two.
 
-    >>> [_few_shapes(count, 1000) for count in (1, 64, 65, 400, 513, 1000)], _few_shapes(3, 5)
-    ([64, 64, 128, 512, 1000, 1000], 5)
+    >>> [_few_shapes(count, 1000) for count in (1, 8, 9, 400, 513, 1000)], _few_shapes(3, 5)
+    ([8, 8, 16, 512, 1000, 1000], 5)
     """
     return min(most, max(_FEWEST_ON_GPU, 1 << (count - 1).bit_length()))
 

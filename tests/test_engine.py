@@ -373,7 +373,6 @@ def test_rows_that_fill_up_a_pass_change_nothing_else(
     x, labels = images(30, dtype=torch.float64), torch.arange(30) % 3
     attack_ = TemperaturePGD(**{"eps": 0.02, "steps": 4, **options})
     plain = attack_(curved, x, labels, batch_size=20)
-    monkeypatch.setattr(MODULE, "_FEWEST_ON_GPU", 8)
     monkeypatch.setattr(
         attack, "rows_to_hand_over", lambda model, inputs, most: MODULE._few_shapes(len(inputs), most)
     )
