@@ -136,14 +136,17 @@ def command_line(script: str, description: str) -> argparse.ArgumentParser:
 def session(script: str, options: argparse.Namespace) -> Session:
     """Read the config; a quick run has its own, and leaves the results on record alone."""
     source = options.config or HERE / "configs" / f"{script}{'-quick' if options.quick else ''}.json"
-    out = options.out or (Path("runs/benchmarks") if options.quick else HERE / "results")
+    results = HERE / "results" / ("cuda" if options.device.startswith("cuda") else "")
+    out = options.out or (Path("runs/benchmarks") if options.quick else results)
     out.mkdir(parents=True, exist_ok=True)
     flags = [f"--threads {options.threads}"]
     flags += [f"--device {options.device}"] if options.device != "cpu" else []
     flags += ["--quick"] if options.quick else ["--data-dir DATA"]
+    flags += [f"--config {options.config}"] if options.config else []
     return Session(
         options,
-        resolve_device(options.device),
+        # Tables can be made anywhere.
+        torch.device("cpu") if options.cases == ["none"] else resolve_device(options.device),
         json.loads(source.read_text()),
         out,
         f"python benchmarks/{script}.py {' '.join(flags)}",
@@ -193,12 +196,19 @@ def _version(package: str) -> str | None:
         return None
 
 
+def bfloat16_is_native(machine: dict[str, Any]) -> bool:
+    """Whether the CPU of an environment computes in bfloat16 itself."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(machine["features"]))
+
+
 def in_words(machine: dict[str, Any]) -> str:
     """An environment as one line of text."""
-    native = "native" if {"avx512_bf16", "amx_bf16"} & set(machine["features"]) else "not native"
+    native = "native" if bfloat16_is_native(machine) else "not native"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     features = ", ".join(machine["features"]) or machine["capability"]
     threads = f"{machine['threads']} of {machine['cores']} cores"
+    if machine["device"] != "cpu":
+        return f"{machine['device']}, {threads} beside it; {versions}."
     return f"{machine['device']}, {threads} ({features}: bfloat16 {native}); {versions}."
 
 
@@ -235,7 +245,7 @@ def train_briefly(model: nn.Module, case: dict[str, Any], data_dir: Path, path: 
     attack = TemperaturePGD(eps=eps, steps=2, step_size=0.75 * eps, temperature=1.0)
     options = {key: value for key, value in case["train"].items() if key != "n"}
     print(f"{case['name']}: training on {len(data)} images", flush=True)
-    fit(model, data, attack=attack, ema=None, precision="bfloat16", seed=0, **options)
+    fit(model, data, attack=attack, ema=None, precision="auto", seed=0, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save_tensors({name: t.cpu() for name, t in model.state_dict().items()}))
 

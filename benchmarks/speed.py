@@ -31,6 +31,12 @@ would spare ours its passes.
 Each case is a file in ``results/speed``; one that is there is not measured again, so that an interrupted run
 goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases none`` only makes the tables).
 ``--quick`` runs everything once on a few digits, without any data, into ``runs/benchmarks``.
+
+**On a GPU** torch computes convolutions in TF32 unless told otherwise, and so is the hosts' PGD; ``no TF32``
+is torchattacks in float32, in which ours verifies. The cases of ``configs/speed-cuda.json``, of which the
+first was measured, without the bare costs:
+
+    python benchmarks/speed.py --data-dir DATA --device cuda --config benchmarks/configs/speed-cuda.json
 """
 
 from __future__ import annotations
@@ -68,7 +74,7 @@ from art_logits._files import write_atomically
 from art_logits.balls import get_ball
 from art_logits.plugins import art as art_plugin
 from art_logits.plugins import torchattacks as torchattacks_plugin
-from art_logits.prepare import evaluating
+from art_logits.prepare import evaluating, full_float32
 from art_logits.presets import parse_attack
 from art_logits.tables import to_markdown
 
@@ -121,6 +127,12 @@ def run_torchattacks(setting: Setting, seed: int) -> Found:
         setting.model, eps=setting.eps, alpha=setting.eps / 4, steps=setting.steps, random_start=True
     )
     return Found(torch.cat([attack(x, y) for x, y in setting.batches()]))
+
+
+def run_torchattacks_float32(setting: Setting, seed: int) -> Found:
+    """The same with convolutions in float32 on a GPU too, where torch rounds their inputs to TF32."""
+    with full_float32():
+        return run_torchattacks(setting, seed)
 
 
 def run_foolbox(setting: Setting, seed: int) -> Found:
@@ -223,6 +235,7 @@ def _found(attack: Any, setting: Setting) -> Found:
 
 CONTENDERS: Mapping[str, Contender] = {
     BASELINE: run_torchattacks,
+    "torchattacks, no TF32": run_torchattacks_float32,
     "ART": run_art,
     "Foolbox": run_foolbox,
     "ours, float32, every step": partial(run_core, precision="float32", fuse=False, stop=False),
@@ -244,7 +257,7 @@ PASSES = {
     "ours, float32": "float32",
     "ours, bfloat16": "bfloat16",
 }
-HOSTS = (BASELINE, "ART", "Foolbox")
+HOSTS = (BASELINE, "torchattacks, no TF32", "ART", "Foolbox")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -335,7 +348,7 @@ def bare_costs(setting: Setting, kind: str) -> dict[str, float]:
         return torch.autograd.grad(value, x)[0]
 
     def forward() -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             return setting.model(inputs)
 
     costs = {}
@@ -402,7 +415,7 @@ def summary(cell: dict[str, Any]) -> pd.DataFrame:
 
 def engine_ratio(cell: dict[str, Any], mine: pd.DataFrame, name: str) -> str:
     """Time over the bare cost of the passes, median and range over the rounds; empty for the hosts."""
-    if name not in PASSES:
+    if name not in PASSES or not cell["bare"]:
         return ""
     costs = pd.DataFrame(cell["bare"]).set_index("round")
     mine = mine.set_index("round")
@@ -419,7 +432,7 @@ def write(timed: Sequence[dict[str, Any]], agreement: Sequence[dict[str, Any]], 
         for row in cell["rows"]
     ]
     pd.DataFrame(raw).to_csv(run.out / "speed.csv", index=False, float_format="%.6g")
-    text = ["# Speed\n", __doc__ or "", f"Made by `{run.command}`. CUDA: no run is on record.\n"]
+    text = ["# Speed\n", __doc__ or "", f"Made by `{run.command}`.\n"]
     for cell in timed:
         text.append(f"## {title(cell)}\n\n{in_words(cell['environment'])}\n\n{to_markdown(summary(cell))}")
     if agreement:
@@ -466,17 +479,21 @@ def readme_table(cells: Sequence[dict[str, Any]]) -> str:
     main = full[["attack", "robust", "seconds", *hosts, "time / limit"]]
     names = [name for name in CONTENDERS if any(name in cell["case"]["attacks"] for cell in cells[1:])]
     others = []
+    machines = [in_words(cells[0]["environment"])]
     for cell in cells[1:]:
         ratios = dict(summary(cell)[["attack", f"x {BASELINE}"]].itertuples(index=False))
         short = {name: ratios[name].split(" ")[0] if name in ratios else "" for name in names}
-        where = "" if same_machine(cell, cells[0]) else f"; {in_words(cell['environment'])}"
-        others.append({"case": f"{title(cell)}{where}", **short})
+        where = machines[0] if same_machine(cell, cells[0]) else in_words(cell["environment"])
+        machines += [where] if where not in machines else []
+        mark = f" (machine {machines.index(where) + 1})" if where != machines[0] else ""
+        others.append({"case": f"{title(cell)}{mark}", **short})
     parts = [f"{title(cells[0])}; {in_words(cells[0]['environment'])}\n", to_markdown(main)]
     if others:
         parts += [
             "Times as fast as torchattacks:\n",
             to_markdown(pd.DataFrame(others).drop(columns=BASELINE)),
         ]
+    parts += [f"Machine {number}: {words}\n" for number, words in enumerate(machines[1:], 2)]
     return "\n".join(parts)
 
 
