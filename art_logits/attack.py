@@ -548,18 +548,18 @@ class _Book:
     def _logits(self, x: Tensor, *, proxy: bool = False) -> Tensor:
         def part(rows: slice) -> Tensor:
             with torch.no_grad():
-                return self._ask(x[rows], proxy=proxy)[: rows.stop - rows.start]
+                return self._ask(x[rows], proxy=proxy)
 
         return torch.cat(self.batches.run(part, len(x), at_most=self.most_rows[proxy]))
 
     def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
-        rows = rows_to_hand_over(self.model, x, most=self.batches.size)
-        if rows > len(x):
-            x = torch.cat([x, x[:1].detach().expand(rows - len(x), *x.shape[1:])])
+        count, rows = len(x), rows_to_hand_over(self.model, x, most=self.batches.size)
+        if rows > count:
+            x = torch.cat([x, x[:1].detach().expand(rows - count, *x.shape[1:])])
         if proxy and self.proxy is not None:
-            return _checks.logits(self.proxy(x), rows)
+            return _checks.logits(self.proxy(x), rows)[:count]
         with full_float32():
-            return _checks.logits(self.model(x), rows)
+            return _checks.logits(self.model(x), rows)[:count]
 
     def gradient(self, slots: _Slots) -> tuple[Tensor, Tensor]:
         """Logits and loss gradient at the slots' points; the margin's gradient where that one vanishes."""
@@ -580,7 +580,7 @@ class _Book:
         def part(rows: slice) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 x = slots.x[rows].detach().requires_grad_()
-                logits = self._ask(x, proxy=True)[: len(x)]
+                logits = self._ask(x, proxy=True)
                 self._allocate(logits)
                 # The sum, never the mean: a sample's gradient must not know how many others are in the batch.
                 value = loss(logits, self.goals[slots.index[rows]], slots.step[rows]).sum()
@@ -596,7 +596,7 @@ class _Book:
         """Note what a pass has shown.
 
         Returns:
-            The slots, and which samples need no further attack, ``(n,)`` bool; None where all do.
+            The slots, and which samples need no further attack, ``(n,)`` bool; None where there are none.
         """
         if not self.chooses:
             return slots, None

@@ -7,7 +7,6 @@ generator of its own (numpy's Philox, Salmon et al. 2011), keyed by the three nu
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -122,20 +121,18 @@ def sample_hashes(inputs: Tensor, labels: Tensor) -> np.ndarray[Any, np.dtype[np
     (False, True)
     """
     rows = inputs.detach().to("cpu", torch.float32).contiguous().numpy()
-    known = labels.tolist()
+    known = labels.cpu().numpy()
     if len(known) != len(rows):
         raise ValueError(f"labels must have shape ({len(rows)},), one per input, got {len(known)}")
     threads = torch.get_num_threads() if rows.nbytes > _LARGE else 1
     if threads == 1:
         return _hashed(rows, known)
-    spans = [
-        slice(*ends) for ends in itertools.pairwise(len(rows) * i // threads for i in range(threads + 1))
-    ]
     with ThreadPoolExecutor(threads) as pool:  # hashing lets other threads work
-        return np.concatenate(list(pool.map(lambda span: _hashed(rows[span], known[span]), spans)))
+        parts = pool.map(_hashed, np.array_split(rows, threads), np.array_split(known, threads))
+        return np.concatenate(list(parts))
 
 
-def _hashed(rows: Any, labels: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _hashed(rows: Any, labels: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     ids = np.empty(len(rows), dtype=np.int64)
     for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
         salt = int(label).to_bytes(8, "little", signed=True)

@@ -87,7 +87,7 @@ def resolve(temperature: object, steps: int) -> Resolved:
     """
     if isinstance(temperature, str):
         _checks.choice("temperature", temperature, ("gap", "auto"))
-        return lambda logits, step: gap(logits)
+        temperature = gap
     if (stepless := _stepless(temperature)) is not None:
         return lambda logits, step: stepless(logits)
     if callable(temperature):
