@@ -394,3 +394,12 @@ def test_ids_are_made_for_random_starts_alone(
     for options in ({}, {"random_start": False, "restarts": 2}):
         with pytest.raises(AssertionError, match="hashed"):
             pgd(curved, x, labels, steps=2, **options)
+
+
+def test_an_infinite_gradient_is_counted_and_replaced_by_the_margin_s() -> None:
+    weights = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    x, labels = torch.tensor([[0.9, 0.1]]), torch.tensor([0])
+    steep = {"loss": lambda z, y: -(z[:, 0] * 1e38) * 1e3, "temperature": 1.0}  # beyond float32's range
+    result = pgd(lambda inputs: inputs @ weights, x, labels, eps=0.2, steps=3, **steep)
+    assert result.zero_gradients.tolist() == [3]
+    torch.testing.assert_close(result.margin, torch.tensor([-0.8]))
