@@ -142,8 +142,8 @@ class TemperaturePGD:
         fuse: let the gradients of a model that is large enough for it to pay come from a copy with its batch
             norms folded into its convolutions and another memory layout (:func:`art_logits.prepare`). The
             results are those of float32 with other roundings; false, at precision ``"float32"``, for the
-            plain model bit by bit. So it is with ``keep="last", stop_on_success=False``, which is there to
-            take the very steps that the hosts take.
+            plain model bit by bit, on a GPU in TF32 where torch computes so. So it is with
+            ``keep="last", stop_on_success=False``, which is there to take the very steps that the hosts take.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -271,6 +271,11 @@ class TemperaturePGD:
             if book.chooses:
                 book.open(region.inputs, clean_logits)
             return self._run(region, book, observer)
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether the inputs' own logits matter: not if every step is taken and the last point returned."""
+        return self.keep == "best" or self.stop_on_success
 
     def _gradient_model(self, model: Model, inputs: Tensor) -> Model | None:
         precision: str = self.precision
@@ -497,7 +502,7 @@ class _Book:
         self.margin = inputs.new_empty(0)
         self.clean_margin = inputs.new_full((len(goals),), torch.nan)
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
-        self.chooses = attack.keep == "best" or attack.stop_on_success
+        self.chooses = attack.looks_at_inputs
         self.judges = judge or self.chooses or attack.restarts > 1 or not attack.steps
 
     @property
@@ -585,7 +590,9 @@ class _Book:
                 # The sum, never the mean: a sample's gradient must not know how many others are in the batch.
                 value = loss(logits, self.goals[slots.index[rows]], slots.step[rows]).sum()
                 (grad,) = torch.autograd.grad(-value if self.attack.targeted else value, x)
-            return logits.detach(), grad
+            # A prepared model's comes with its channels last: the original would get the next point so, for
+            # which a GPU has no good kernels in float32.
+            return logits.detach(), grad.contiguous()
 
         logits, grads = zip(*self.batches.run(part, len(slots), at_most=self.most_rows[True]), strict=True)
         for counter in (self.forwards, self.backwards):

@@ -23,7 +23,7 @@ from . import _checks
 from ._batches import Batches
 from .attack import AttackResult, SampleIds, Step, TemperaturePGD
 from .functional.logits import label_margin
-from .prepare import Precision, choose_precision, original_of
+from .prepare import Precision, choose_precision, original_of, prepared_once
 from .starts import sample_hashes
 from .temperature import scaled_gap
 from .types import Bounds, Model, Norm
@@ -192,6 +192,7 @@ class Cascade:
         mask: Tensor | None = None,
         batch_size: int | Batches | None = None,
         observer: Callable[[Step], None] | None = None,
+        clean_logits: Tensor | None = None,
     ) -> AttackResult:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
@@ -205,6 +206,7 @@ class Cascade:
             batch_size: as :class:`~art_logits.attack.TemperaturePGD` takes it.
             observer: called with each :class:`~art_logits.attack.Step`, rows counted in this call's inputs
                 and restarts through all stages.
+            clean_logits: as :class:`~art_logits.attack.TemperaturePGD` takes it.
 
         Raises:
             TypeError: inputs, labels, ids or the model's output are of the wrong type.
@@ -219,15 +221,20 @@ class Cascade:
         if self.precision == "auto":
             # Once for all stages: a probe on the few samples that still stand might decide otherwise.
             chosen = choose_precision(original_of(model), inputs, fuse=self.fuse)
+            options: dict[str, Any] = {"mask": mask, "batch_size": batch_size, "observer": observer}
             return self.replace(precision=chosen)(
-                model, inputs, labels, sample_ids, mask=mask, batch_size=batch_size, observer=observer
+                model, inputs, labels, sample_ids, clean_logits=clean_logits, **options
             )
         ids = sample_hashes(inputs, labels) if sample_ids is None else sample_ids
         ids = _checks.sample_ids(ids, len(inputs))
         weights = None if mask is None else _checks.mask(mask, inputs)
         call = _Call(model, inputs, labels, ids, weights, batch_size, observer)
+        with prepared_once(original_of(model)):
+            return self._run(call, clean_logits)
+
+    def _run(self, call: _Call, clean_logits: Tensor | None) -> AttackResult:
         turns = list(self._turns())
-        best = call.open(turns[0])
+        best = call.open(turns[0], clean_logits)
         spread = _Spread(best.margin, asked=any(turn.near.spreads is not None for turn in turns))
         spread.note(turns[0], slice(None), best.margin)
         for turn in turns[1:]:
@@ -316,16 +323,20 @@ class _Call:
         self.batch_size, self.observer = batch_size, observer
         self.clean: Tensor | None = None
 
-    def open(self, turn: _Turn) -> AttackResult:
-        """The first stage, on all samples, once the model has seen them clean."""
+    def open(self, turn: _Turn, known: Tensor | None) -> AttackResult:
+        """The first stage, on all samples, once the clean logits are known."""
         everyone = torch.arange(len(self.inputs), device=self.inputs.device)
-        # No steps, no start: the attack's own last iterate is the clean input, evaluated as it does.
-        look = replace(turn.attack, targeted=False, steps=0, random_start=False, restarts=1, step_size=1.0)
-        look = replace(look, stop_on_success=False, keep="last", temperature=1.0, precision="float32")
-        clean = self._attack(look, everyone)
-        self.clean = clean.logits
+        looks = int(known is None)
+        if known is None:
+            # No steps, no start: the attack's own last iterate is the clean input, evaluated as it does.
+            look = replace(turn.attack, targeted=False, steps=0, random_start=False, restarts=1)
+            look = replace(look, step_size=1.0, stop_on_success=False, keep="last", temperature=1.0)
+            known = self._attack(replace(look, precision="float32"), everyone).logits
+        self.clean = _checks.clean_logits(known, len(everyone)).detach()
+        _checks.in_range("labels", self.labels, self.clean.shape[1])
         found = self.run(turn, everyone)
-        return _replaced(found, forwards=found.forwards + clean.forwards, clean_margin=clean.margin)
+        margin = -label_margin(self.clean, self.labels)
+        return _replaced(found, forwards=found.forwards + looks, clean_margin=margin)
 
     def run(self, turn: _Turn, rows: Tensor) -> AttackResult:
         """A stage on some rows, judged against their labels."""

@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -491,11 +491,13 @@ def _collect(run: _Run, writer: RecordsWriter | None, manifest: dict[str, Any], 
 def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
     """Samples through each model.
 
-    Those of the attacks, one clean, one to verify each attack, and one more to verify a success in 8 bits.
+    One clean, those of the attacks, one to verify each attack, and one more to verify a success in 8 bits.
+    The clean one takes the place of those of the attacks that are told its logits.
     """
     passes = {}
     for subject in run.subjects:
-        total = {"forwards": len(run.data) * (1 + len(run.attacks)), "backwards": 0}
+        spared = sum(_is_told_clean_logits(subject, attack) for attack in run.attacks.values())
+        total = {"forwards": len(run.data) * (1 + len(run.attacks) - spared), "backwards": 0}
         for name in run.attacks:
             for kind in total:
                 total[kind] += int(records.table[f"{subject.prefix}{name}.{kind}"].to_numpy().sum())
@@ -503,6 +505,15 @@ def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
                 total["forwards"] += int(records.table[f"{subject.prefix}{name}.success"].to_numpy().sum())
         passes[subject.role] = total
     return passes
+
+
+class _Part(NamedTuple):
+    """Samples of one part, ``(n, ...)``, and the model's logits of them ``(n, C)``."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+    clean: Tensor
 
 
 def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa.Table]:
@@ -518,7 +529,8 @@ def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa
         album.add_clean(clean, reference=subject.role == "reference")
         for name, attack in run.attacks.items():
             bar.set_postfix_str(f"{subject.role} {name}", refresh=True)
-            outcome = _attack(run, subject, name, _rows_of(attack, rows), (inputs, labels, ids), album)
+            part = _Part(inputs, labels, ids, clean)
+            outcome = _attack(run, subject, name, _rows_of(attack, rows), part, album)
             columns.update({f"{subject.prefix}{name}.{key}": value for key, value in outcome.items()})
             bar.update(len(labels))
     schema = records_schema(list(run.attacks), run.classes, reference=len(run.subjects) > 1)
@@ -538,11 +550,11 @@ def _attack(
     subject: _Subject,
     name: str,
     attack: Attack,
-    part: tuple[Tensor, Tensor, Tensor],
+    part: _Part,
     album: Album,
 ) -> dict[str, Any]:
     """Run one attack, check what it returns, and compute its columns; the model's go into the album."""
-    inputs, labels, _ = part
+    inputs, labels = part.inputs, part.labels
     with _gradients_of(subject):
         found = _attacked(run, subject, name, attack, part)
     distance = _checked_distance(attack, name, inputs, found.adv_inputs, run)
@@ -589,23 +601,37 @@ class _Found:
     zero_gradients: Tensor
 
 
-def _attacked(
-    run: _Run, subject: _Subject, name: str, attack: Attack, part: tuple[Tensor, Tensor, Tensor]
-) -> _Found:
+def _attacked(run: _Run, subject: _Subject, name: str, attack: Attack, part: _Part) -> _Found:
     """Call an attack on a part, in batches where it does not make its own."""
     device, dtype = subject.home()
-    inputs, labels, ids = part[0].to(device, dtype), part[1].to(device), part[2]
-    if isinstance(attack, TemperaturePGD) or getattr(attack, "takes_parts", False):
-        batches = run.batches if isinstance(attack, TemperaturePGD | Cascade) else run.batches.size
-        result = attack(subject.model, inputs, labels, ids, batch_size=batches)
+    inputs, labels, ids = part.inputs.to(device, dtype), part.labels.to(device), part.ids
+    if isinstance(attack, TemperaturePGD | Cascade):
+        told = _is_told_clean_logits(subject, attack)
+        known = part.clean.to(device) if told else None
+        found = _from_result(
+            attack(subject.model, inputs, labels, ids, batch_size=run.batches, clean_logits=known)
+        )
+        # Recorded is what an attack takes alone: it stands beside those that look for themselves.
+        return dataclasses.replace(found, forwards=found.forwards + int(told))
+    if getattr(attack, "takes_parts", False):
+        result = attack(subject.model, inputs, labels, ids, batch_size=run.batches.size)
         _check_shape(name, getattr(result, "adv_inputs", result), inputs)
         return _from_result(result)
 
     def chunk(rows: slice) -> _Found:
         return _call(subject, name, attack, inputs[rows], labels[rows])
 
-    found = run.batches.run(chunk, len(inputs))
-    return _Found(*(torch.cat(pieces) for pieces in zip(*map(_columns, found), strict=True)))
+    pieces = run.batches.run(chunk, len(inputs))
+    return _Found(*(torch.cat(columns) for columns in zip(*map(_columns, pieces), strict=True)))
+
+
+def _is_told_clean_logits(subject: _Subject, attack: Attack) -> bool:
+    """Whether an attack is told the logits of its inputs, for which it would else ask the model.
+
+    Those of a float64 model are recorded in float32, and would change its attack.
+    """
+    looks = isinstance(attack, Cascade) or (isinstance(attack, TemperaturePGD) and attack.looks_at_inputs)
+    return looks and subject.home()[1] == torch.float32
 
 
 def _columns(found: _Found) -> tuple[Tensor, ...]:

@@ -83,6 +83,13 @@ def full_float32() -> Iterator[None]:
             setting.set(setting.value)
 
 
+def _computes_in_tf32(device: torch.device) -> bool:
+    """Whether torch takes TF32 for float32 somewhere on a device, a GPU that has it."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0) and bool(_float32_settings())
+
+
 class _Setting(NamedTuple):
     """One of torch's switches: what sets it, what it was, and what means float32."""
 
@@ -334,16 +341,37 @@ def gradient_model(model: Model, inputs: Tensor, precision: str, *, fuse: bool) 
         precision: ``"float32"`` or ``"bfloat16"``.
         fuse: whether the model may be folded and its memory layout changed; done where the model is large
             enough for it to pay, by its weights and the size of an input.
+
+    On a GPU on which torch computes float32 in TF32, as it does convolutions unless told otherwise, so are
+    gradients at ``"float32"``: it takes a fraction of the time, and is what the model's user gets.
     """
     if not isinstance(model, nn.Module) or inputs.dtype == torch.float64 or _is_double(model):
         return None
-    fuse = fuse and _is_worthwhile(model, inputs)
-    if not fuse and precision == "float32":
-        return None
-    prepared = prepare(model, precision=precision, fuse=fuse, channels_last=fuse)
-    if precision == "float32" and not prepared.pairs and not prepared.channels_last:
-        return None
-    return prepared.snapshot(inputs)
+    worthwhile = _is_worthwhile(model, inputs)
+    fuse = fuse and worthwhile
+    snapshots, key = _snapshots.get(model, {}), (precision, fuse, inputs.shape[1:], inputs.device)
+    if key not in snapshots:
+        prepared = prepare(model, precision=precision, fuse=fuse, channels_last=fuse)
+        rounded = precision != "float32" or (worthwhile and _computes_in_tf32(inputs.device))
+        gains = rounded or prepared.channels_last or bool(prepared.pairs)
+        snapshots[key] = prepared.snapshot(inputs) if gains else None
+    return snapshots[key]
+
+
+_snapshots: weakref.WeakKeyDictionary[nn.Module, dict[object, nn.Module | None]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def prepared_once(model: Model) -> Iterator[None]:
+    """Let :func:`gradient_model` fold a model once for all that is done within, where its weights stay."""
+    if not isinstance(model, nn.Module) or model in _snapshots:
+        yield
+        return
+    _snapshots[model] = {}
+    try:
+        yield
+    finally:
+        del _snapshots[model]
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ Columns, for ``C`` classes: ``sample_id``, ``label``, ``clean_prediction`` (int6
 (``C`` float32); for each attack ``A``: ``A.prediction`` (int64), ``A.success`` (bool), ``A.distance``
 (float32, in the attack's norm), ``A.logits`` (``C`` float32), ``A.forwards``, ``A.backwards`` and
 ``A.zero_gradients`` (int32), and ``A.success_8bit`` (bool: success also of the inputs rounded to 8 bits; not
-in records of earlier versions); with a reference model all but the first two again, prefixed ``reference.``.
+in records of earlier versions); passes are what the attack takes alone, the clean one that several share is
+in each. With a reference model all but the first two again, prefixed ``reference.``.
 """
 
 from __future__ import annotations

@@ -81,9 +81,10 @@ class TemperaturePGD(_Attack):  # type: ignore[misc]
         keep: ``"best"`` returns each sample's best iterate, ``"last"`` the last one, as the host's PGD.
         seed: an integer >= 0 fixes random starts and random targets. None draws one integer per call from
             torch's generator, so that a second call starts elsewhere.
-        precision: of the gradients: ``"float32"``, bit by bit those of the model; ``"bfloat16"``, also with
-            batch norms folded; or ``"auto"``, the faster one by a short probe. Success is float32's in
-            any case. A model in training mode (``set_model_training_mode``) is attacked in float32.
+        precision: of the gradients: ``"float32"``, bit by bit those of the model, as torch computes it (on a
+            GPU in TF32, unless told otherwise); ``"bfloat16"``, also with batch norms folded; or ``"auto"``,
+            the faster one by a short probe. Success is float32's, not TF32's, in any case. A model in
+            training mode (``set_model_training_mode``) is attacked in float32.
 
     Shape:
         - images: ``(N, ...)``, floating point, in [0, 1]; normalised after ``set_normalization_used``.

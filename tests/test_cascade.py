@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from art_logits import AttackResult, TemperaturePGD, evaluate
-from art_logits.cascade import Cascade, _Near, _Spread, _Turn, quick, rows_of, strong
+from art_logits.cascade import Cascade, _Near, _replaced, _Spread, _Turn, quick, rows_of, strong
 from art_logits.presets import parse_attack
 
 EPS = 0.03
@@ -51,6 +52,26 @@ def problem(curved, images, predict) -> tuple[Any, Tensor, Tensor]:
 def test_a_cascade_of_one_is_that_attack(problem):
     attack = stage(restarts=2)
     assert_same(Cascade(stages=[attack])(*problem), attack(*problem))
+
+
+@pytest.mark.parametrize("first", [{}, {"targeted": True}, {"keep": "last", "stop_on_success": False}])
+def test_known_clean_logits_spare_their_pass(problem, first):
+    model, x, labels = problem
+    attack = Cascade(stages=[stage(**first), *mixed().stages[1:]], reach=0.9)
+    asked = attack(model, x, labels)
+    told = attack(model, x, labels, clean_logits=model(x))
+    assert (asked.forwards - told.forwards).tolist() == [1] * len(x)
+    assert not told.logits.requires_grad
+    assert not told.clean_margin.requires_grad
+    assert_same(_replaced(told, forwards=asked.forwards), asked)
+
+
+def test_bad_clean_logits(problem):
+    model, x, labels = problem
+    with pytest.raises(ValueError, match=r"clean_logits must have shape \(60, C\), C >= 2, got \(59, 3\)"):
+        mixed()(model, x, labels, clean_logits=model(x)[1:])
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\)"):
+        mixed()(model, x, labels + 7, clean_logits=model(x))
 
 
 def test_each_stage_attacks_what_still_stands_and_the_best_margin_is_kept(problem):
@@ -650,3 +671,24 @@ def test_the_evaluation_cuts_radii_and_chooses_the_precision(net, images, predic
     result = attack.replace(precision="float32")(net, x, labels, ids)
     assert records.column("Cascade.success").tolist() == result.success.tolist()
     assert records.manifest["identity"]["attacks"]["Cascade"]["precision"] == "float32"
+
+
+def test_10_a_model_is_folded_once_per_call_and_never_after_its_weights_changed(net, images, monkeypatch):
+    prepare = __import__("sys").modules["art_logits.prepare"]
+    folds, fold = [], prepare.fold
+    monkeypatch.setattr(prepare, "fold", lambda model, pairs: folds.append(model) or fold(model, pairs))
+    monkeypatch.setattr(prepare, "_WORTHWHILE", 0)
+    x, labels = images(20), torch.arange(20) % 5
+    attack = Cascade(stages=[stage(seed=seed, precision="float32") for seed in range(3)])
+    first = attack(net, x, labels)
+    assert len(folds) == 1
+    assert len(prepare._snapshots) == 0
+    with torch.no_grad():
+        net[-1].weight.mul_(-1)
+    second = attack(net, x, labels)
+    assert len(folds) == 2
+    assert not torch.equal(first.adv_inputs, second.adv_inputs)
+    assert_same(second, attack(copy.deepcopy(net), x, labels))
+    with pytest.raises(ValueError, match="labels must lie in"):
+        attack(net, x, labels + 7)
+    assert len(prepare._snapshots) == 0

@@ -289,7 +289,7 @@ def test_samples_that_are_no_images_are_not_rounded():
 
 def test_8_bit_passes_are_counted(net, data):
     records = evaluate(net, data, attacks={"a": "pgd:steps=2"}, eps=0.05)
-    expected = 40 + int(records.column("a.forwards").sum()) + int(records.column("a.success").sum())
+    expected = 20 + int(records.column("a.forwards").sum()) + int(records.column("a.success").sum())
     assert records.manifest["passes"]["model"]["forwards"] == expected
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from art_logits import AttackResult, TemperaturePGD, attack, pgd
+from art_logits.attack import Step
+from art_logits.prepare import Cast
 from art_logits.temperature import scaled_gap
 
 MODULE = __import__("sys").modules["art_logits.prepare"]
@@ -228,6 +230,60 @@ def test_8_the_steps_that_the_hosts_take_are_those_of_the_plain_model(
     assert torch.equal(asked.forwards, plain.forwards) == (keep == "last")
     if keep == "last":
         same(asked, plain)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("worthwhile", [True, False])
+def test_where_float32_is_rounded_gradients_are_and_verdicts_are_not(
+    net: nn.Module, images: Any, monkeypatch: pytest.MonkeyPatch, keep: str, worthwhile: bool
+) -> None:
+    """A GPU computes in TF32 what torch lets it; a small model is not worth the passes that verify."""
+    monkeypatch.setattr(MODULE, "_computes_in_tf32", lambda device: True)
+    monkeypatch.setattr(MODULE, "_WORTHWHILE", 0 if worthwhile else 2**40)
+    seen = set()
+    net.register_forward_pre_hook(
+        lambda *_: seen.add((torch.is_grad_enabled(), torch.get_float32_matmul_precision()))
+    )
+    x, labels = images(30), torch.arange(30) % 5
+    options: dict[str, Any] = {"steps": 4, "stop_on_success": False, "keep": keep, "precision": "float32"}
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = pgd(net, x, labels, fuse=False, **options)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    rounded = (True, "high") in seen
+    assert rounded == worthwhile
+    assert ((True, "highest") in seen) != worthwhile
+    assert (False, "highest") in seen
+    with torch.no_grad():
+        assert torch.equal(found.success, net(found.adv_inputs).argmax(dim=1) != labels)
+    if keep == "last":  # no bfloat16 in this CPU's products: the very points of the plain model
+        same(found, pgd(net, x, labels, fuse=False, **options))
+
+
+def test_a_proposer_s_memory_layout_stays_its_own(proposing: Any) -> None:
+    """It likes its channels last; its gradients must not carry that on to the points that others get."""
+    laid_out = []
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+    )
+    proposing(Cast(net, channels_last=True))
+
+    class Original(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            laid_out.append(inputs.is_contiguous())
+            logits: Tensor = net(inputs)
+            return logits
+
+    def watch(step: Step) -> None:
+        laid_out.extend([step.inputs.is_contiguous(), step.gradient.is_contiguous()])
+
+    options: dict[str, Any] = {"eps": 0.03, "steps": 3}
+    TemperaturePGD(**options)(Original(), torch.rand(20, 3, 8, 8), torch.arange(20) % 5, observer=watch)
+    assert len(laid_out) >= 8  # three steps, the clean images and the end
+    assert all(laid_out)
 
 
 @pytest.mark.parametrize("fuse", [True, False])

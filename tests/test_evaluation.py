@@ -187,6 +187,44 @@ def test_passes_of_foreign_attacks_are_counted():
     assert records.manifest["passes"]["model"] == {"forwards": 20, "backwards": 5}
 
 
+def every_step(**options):
+    return TemperaturePGD(eps=0.05, steps=3, keep="last", stop_on_success=False, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["single", "every step", "cascade", "targets first"])
+def test_all_attacks_share_one_look_at_the_inputs(monkeypatch, record, dtype, kind):
+    """Recorded is what an attack takes alone; the run's passes are those that were made."""
+    attack = {
+        "single": TemperaturePGD(eps=0.05, steps=3),
+        "every step": every_step(),
+        "cascade": Cascade(stages=[TemperaturePGD(eps=0.05, steps=2), TemperaturePGD(eps=0.05, seed=1)]),
+        "targets first": Cascade(stages=[every_step(targeted=True), TemperaturePGD(eps=0.05, seed=1)]),
+    }[kind]
+    inputs, labels = samples(20)
+    labels[:3] = (labels[:3] + 1) % 3
+
+    def run(attacks):
+        net = record(Linear(dtype))
+        evaluated = evaluate(net, (inputs, labels), attacks=attacks)
+        return evaluated, sum(net.rows)
+
+    two, made = run({"a": attack, "b": attack})
+    alone = attack(Linear(dtype), inputs.to(dtype), labels, as_data((inputs, labels)).ids)
+    for name in ("a", "b"):
+        assert values(two, f"{name}.forwards").tolist() == alone.forwards.tolist()
+        assert values(two, f"{name}.backwards").tolist() == alone.backwards.tolist()
+        assert (values(two, f"{name}.success") == (alone.logits.argmax(1) != labels).numpy()).all()
+    one, less = run({"a": attack})
+    passes = [records.manifest["passes"]["model"]["forwards"] for records in (two, one)]
+    assert made - less == passes[0] - passes[1]
+    shared = dtype == torch.float32 and kind != "every step"
+    assert made - less == int(alone.forwards.sum()) + 20 - 20 * shared  # the attack's own, and to verify
+    monkeypatch.setattr(evaluation, "_is_told_clean_logits", lambda subject, attack: False)
+    same, _ = run({"a": attack})
+    assert same.table.equals(one.table)
+
+
 class InParts:
     """An attack that wants whole parts; moves every pixel by a fixed amount."""
 

@@ -144,6 +144,36 @@ def test_tensor_float_32_is_not_float32(net: nn.Module, images: Tensor) -> None:
         assert float((rough - exact).abs().max()) > 10 * float((fine - exact).abs().max())
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs TF32"
+)
+def test_gradients_in_float32_are_the_user_s_tensor_float_32(net: nn.Module, images: Tensor) -> None:
+    """What torch computes convolutions in unless told otherwise: the hosts' gradients are those, too."""
+    labels, seen = labels_of(net, images), []
+    attack = TemperaturePGD(
+        eps=0.01, steps=1, temperature=1.0, random_start=False, precision="float32", fuse=False
+    )
+
+    def gradient() -> Tensor:
+        x = images.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), labels, reduction="sum"), x)
+        return grad
+
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        found = attack(net, images, labels, observer=lambda step: seen.append(step.gradient.clone()))
+        rounded = gradient()
+        with full_float32():
+            exact = gradient()
+            logits = net(found.adv_inputs).detach()
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+    assert len(seen[0]) == len(images)
+    assert float((seen[0] - rounded).abs().max()) < 0.1 * float((exact - rounded).abs().max())
+    torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-4)
+
+
 def test_the_probe_decides_once(net: nn.Module, images: Tensor) -> None:
     chosen = choose_precision(net, images)
     assert chosen in ("float32", "bfloat16")

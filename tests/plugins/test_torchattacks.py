@@ -799,7 +799,11 @@ class TestHostSuite:
             attack.set_mode_targeted_random(quiet=True)
             assert accuracy(robust, attack(images, labels), labels) <= clean
 
-    def test_as_base_attack_of_lgv(self, robust: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    def test_as_base_attack_of_lgv(
+        self, robust: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Where there is a GPU, the host trains on it, wherever the model is.
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*digits), batch_size=50)
         lgv = torchattacks.LGV(
             robust, loader, lr=0.01, epochs=1, nb_models_epoch=2, verbose=False,
