@@ -135,6 +135,10 @@ class TemperaturePGD:
         seed: of the random starts.
         momentum: share of the past in each step's direction, >= 0: ``g = momentum * g + grad / ||grad||_1``
             (MI-FGSM, Dong et al. 2018); 0 for none.
+        start_radius: radius of the ball in which a run begins, in units of eps, >= 1. The ball shrinks to eps
+            over the first two thirds of the steps, and what the run finds before does not count. For models
+            whose gradients lead nowhere inside the ball and somewhere outside of it, as those trained in Linf
+            and attacked in L2 may (after the decreasing radii of Croce & Hein 2021, arXiv 2103.01208, in L1).
         precision: what gradients are computed in: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16
             where a short probe finds it faster (:func:`art_logits.prepare.choose_precision`). Success and
             all that is reported come from the original model in float32 (TF32 is not), whatever this says;
@@ -170,6 +174,7 @@ class TemperaturePGD:
     keep: Literal["best", "last"] = "best"
     seed: int = 0
     momentum: float = 0.0
+    start_radius: float = 1.0
     precision: Precision = "auto"
     fuse: bool = True
 
@@ -182,6 +187,7 @@ class TemperaturePGD:
             "bounds": _checks.bounds(self.bounds),
             "keep": _checks.choice("keep", self.keep, ("best", "last")),
             "momentum": _checks.number("momentum", self.momentum, at_least=0.0),
+            "start_radius": _checks.number("start_radius", self.start_radius, at_least=1.0),
             "precision": _checks.choice("precision", self.precision, PRECISIONS),
         }
         for flag in ("random_start", "targeted", "stop_on_success", "fuse"):
@@ -407,6 +413,10 @@ class _Region:
         self.lengths = sizes._replace(lengths=sizes.lengths.to(inputs))  # once, not in every step
         self.mask = None if mask is None else _checks.mask(mask, inputs)
         self.eps = self.unit = self._per_sample("eps", attack.eps)
+        # By the number of steps taken; None for a ball that stays as it is.
+        self.radii: Tensor | None = None
+        if attack.start_radius > 1:
+            self.radii = step_sizes.radii(attack.start_radius, attack.steps).to(inputs)
         if isinstance(attack.step_size, Tensor):
             self.unit = self._per_sample("step_size", attack.step_size)
 
@@ -429,7 +439,8 @@ class _Region:
         x, step = self.inputs[index], torch.zeros_like(index)
         noisy = ((restart > 0) | self.attack.random_start).nonzero().squeeze(1)
         if len(noisy):
-            rows, radius = index[noisy], self.eps[index[noisy]]
+            rows = index[noisy]
+            radius = self._radius(rows, step[noisy])
             keys = self.ids[rows.cpu().numpy()].tolist()
             points = random_points(
                 self.ball, x[noisy], seed=self.attack.seed, sample_ids=keys, restarts=restart[noisy].tolist()
@@ -455,8 +466,13 @@ class _Region:
         step = self.ball.steepest(grad).mul_(self.lengths.at(slots.step, self.unit[rows]))
         base = self.inputs[rows]
         delta = self._masked(rows, step).add_(slots.x).sub_(base)
-        x = self._within(base, self.eps[rows], delta)
+        x = self._within(base, self._radius(rows, slots.step + 1), delta)
         return replace(slots, step=slots.step + 1, x=x, velocity=velocity)
+
+    def _radius(self, rows: Tensor, step: Tensor) -> Tensor:
+        """Radius of the ball around each of these rows after so many steps."""
+        eps = self.eps[rows]
+        return eps if self.radii is None else eps * self.radii[step].view(-1, *[1] * (eps.ndim - 1))
 
     def _within(self, base: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
         """The nearest points of the ball, then of the bounds; overwrites ``delta``."""
@@ -503,6 +519,7 @@ class _Book:
         self.clean_margin = inputs.new_full((len(goals),), torch.nan)
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
         self.chooses = attack.looks_at_inputs
+        self.settled = step_sizes.settled_at(attack.start_radius, attack.steps)
         self.judges = judge or self.chooses or attack.restarts > 1 or not attack.steps
 
     @property
@@ -646,9 +663,9 @@ class _Book:
         )
 
     def _moved(self, slots: _Slots) -> Tensor:
-        """Which points are iterates: the clean input itself, where a run starts from it, is none."""
-        if self.attack.random_start:
-            return slots.step >= 0
+        """Which points are iterates: not the clean input, where a run starts from it, nor one outside eps."""
+        if self.attack.random_start or self.settled:
+            return slots.step >= self.settled
         return (slots.step > 0) | (slots.restart > 0)
 
     def _note(self, slots: _Slots, logits: Tensor, *, final: bool) -> Tensor:
@@ -656,6 +673,8 @@ class _Book:
         index = slots.index
         margin, success = self._outcome(logits, self.goals[index])
         leaving = success & self.attack.stop_on_success
+        if self.settled:
+            leaving &= slots.step >= self.settled
         better = (success & ~self.success[index]) | (
             (success == self.success[index]) & (margin > self.margin[index])
         )

@@ -22,6 +22,7 @@ from torch import Tensor
 from . import _checks
 from ._batches import Batches
 from .attack import AttackResult, SampleIds, Step, TemperaturePGD
+from .balls import get_ball
 from .functional.logits import label_margin
 from .prepare import Precision, choose_precision, original_of, prepared_once
 from .starts import sample_hashes
@@ -31,6 +32,8 @@ from .types import Bounds, Model, Norm
 __all__ = ["Cascade", "quick", "rows_of", "strong"]
 
 _SHARED = ("eps", "norm", "bounds", "precision", "fuse")
+_CONDITIONS = ("reach", "spreads", "masked")
+_FAR = 3.0  # where gradients are looked at for what they promise, in radii
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,14 +62,20 @@ class Cascade:
             which it was left by stages that share all but the seed. Where these agree, the attack has
             converged, and one more start will find what they found. Given as ``reach`` is, and asked in
             addition to it; a sample that has not had two such stages has no spread, and is not near.
+        masked: how many times what was achieved a sample's gradient must promise for a stage to attack it.
+            What it promises is the rise of the margin over a step of eps, by the gradient at a random point
+            of the ball of three times the radius; what was achieved is the rise from the clean input's margin
+            to the best so far. Where gradients tell the truth the two are about the same; several times as
+            much means that they are masked near the input. Given as ``reach`` is, and asked in addition: once per
+            sample, when a stage first wants to know, for a pass forward and backward.
         aims: which wrong class each stage aims at, one integer >= 0 per stage: 0 is the likeliest, and after
             the least likely they begin again. It says nothing to stages that are not targeted, where it may
             be None. Absent, the first targeted stage aims at class 0, the next at 1, and so on.
 
     Raises:
-        TypeError: a stage that is no :class:`~art_logits.attack.TemperaturePGD`; a reach or spread that is
-            no number.
-        ValueError: no stages, or stages that differ in what they must share; a reach, spread or aim below
+        TypeError: a stage that is no :class:`~art_logits.attack.TemperaturePGD`; a condition that is no
+            number.
+        ValueError: no stages, or stages that differ in what they must share; a condition or an aim below
             0, or another number of them than of stages.
 
     >>> weights = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
@@ -79,6 +88,7 @@ class Cascade:
     stages: Sequence[TemperaturePGD]
     reach: float | Sequence[float | None] | None = None
     spreads: float | Sequence[float | None] | None = None
+    masked: float | Sequence[float | None] | None = None
     aims: Sequence[int | None] | None = None
 
     #: For the evaluation: one call may hold more samples than fit one pass.
@@ -99,7 +109,7 @@ class Cascade:
                     found = f"{first[name]!r} and {other[name]!r}"
                     raise ValueError(f"stages must share {', '.join(_SHARED)}, got {name} {found}")
         object.__setattr__(self, "stages", stages)
-        for name in ("reach", "spreads"):
+        for name in _CONDITIONS:
             checked = _per_stage(name, getattr(self, name), len(stages) - 1)
             object.__setattr__(self, name, checked)
         object.__setattr__(self, "aims", self._checked_aims())
@@ -146,8 +156,7 @@ class Cascade:
         turns = list(self._turns())
         return {
             "precision": self.precision,
-            "reach": [turn.near.reach for turn in turns[1:]],
-            "spreads": [turn.near.spreads for turn in turns[1:]],
+            **{name: list(getattr(self, name)) for name in _CONDITIONS},
             "aims": [turn.aim for turn in turns],
             "stages": [stage.config() for stage in self.stages],
         }
@@ -159,7 +168,7 @@ class Cascade:
         return hash(self._key())
 
     def _key(self) -> tuple[object, ...]:
-        return self.stages, self.reach, self.spreads, self.aims
+        return self.stages, self.reach, self.spreads, self.masked, self.aims
 
     def replace(self, **changes: Any) -> Cascade:
         """The same stages with other arguments, each as :class:`TemperaturePGD` takes it.
@@ -228,7 +237,7 @@ class Cascade:
         ids = sample_hashes(inputs, labels) if sample_ids is None else sample_ids
         ids = _checks.sample_ids(ids, len(inputs))
         weights = None if mask is None else _checks.mask(mask, inputs)
-        call = _Call(model, inputs, labels, ids, weights, batch_size, observer)
+        call = _Call(model, inputs, labels, ids, weights, batch_size, observer, self.stages[0])
         with prepared_once(original_of(model)):
             return self._run(call, clean_logits)
 
@@ -237,8 +246,11 @@ class Cascade:
         best = call.open(turns[0], clean_logits)
         spread = _Spread(best.margin, asked=any(turn.near.spreads is not None for turn in turns))
         spread.note(turns[0], slice(None), best.margin)
+        promises = _Promises(call, best.margin)
         for turn in turns[1:]:
             rows = (~best.success & turn.near.rows(best, spread.width)).nonzero().squeeze(1)
+            if turn.near.masked is not None:
+                best, rows = promises.kept(best, rows, turn.near.masked)
             if len(rows):
                 found = call.run(turn, rows)
                 spread.note(turn, rows, found.margin)
@@ -247,24 +259,25 @@ class Cascade:
 
     def _turns(self) -> Iterator[_Turn]:
         """The stages with all that is said of each: the same whoever is left to attack."""
-        reach, spreads = (cast("tuple[float | None, ...]", each) for each in (self.reach, self.spreads))
+        conditions = (cast("tuple[float | None, ...]", getattr(self, name)) for name in _CONDITIONS)
         aims = cast("tuple[int | None, ...]", self.aims)
         restarts = 0
         # The first stage is for all.
-        said = zip(self.stages, (None, *reach), (None, *spreads), aims, strict=True)
-        for stage, share, times, aim in said:
-            yield _Turn(stage, _Near(share, times), aim, restarts)
+        near = [_Near(), *map(_Near, *conditions)]
+        for stage, asked, aim in zip(self.stages, near, aims, strict=True):
+            yield _Turn(stage, asked, aim, restarts)
             restarts += stage.restarts
 
 
 class _Near(NamedTuple):
     """What a stage asks of the samples that it attacks."""
 
-    reach: float | None
-    spreads: float | None
+    reach: float | None = None
+    spreads: float | None = None
+    masked: float | None = None
 
     def rows(self, best: AttackResult, width: Tensor) -> Tensor:
-        """Which samples have come near enough to success."""
+        """Which samples have come near enough to success; what is masked is asked of these alone."""
         near = torch.ones_like(best.success)
         if self.reach is not None:
             near &= ~(best.margin <= -self.reach * best.clean_margin.abs()) | (best.zero_gradients > 0)
@@ -297,6 +310,26 @@ class _Spread:
         self.width = torch.maximum(self.width, (high - low).clamp_min(0))
 
 
+class _Promises:
+    """How many times what was achieved a sample's gradient promises, asked when first wanted."""
+
+    def __init__(self, call: _Call, like: Tensor) -> None:
+        self.call, self.times = call, torch.full_like(like, torch.nan)
+
+    def kept(self, best: AttackResult, rows: Tensor, masked: float) -> tuple[AttackResult, Tensor]:
+        """Those of the rows whose gradients promise so much, and the result with the passes that it took."""
+        if len(asked := rows[self.times[rows].isnan()]):
+            rise, cost = self.call.promise(asked)
+            achieved = (best.margin[asked] - best.clean_margin[asked]).clamp_min(0)
+            # Nothing promised where nothing was achieved shows nothing: such a gradient has vanished.
+            self.times[asked] = (rise / achieved).nan_to_num(torch.inf, torch.inf)
+            spent = {
+                name: getattr(best, name).index_add(0, asked, cost) for name in ("forwards", "backwards")
+            }
+            best = _replaced(best, **spent)
+        return best, rows[self.times[rows] >= masked]
+
+
 class _Turn(NamedTuple):
     """A stage, whom it is for, which wrong class it aims at, and how many restarts come before it."""
 
@@ -318,9 +351,11 @@ class _Call:
         mask: Tensor | None,
         batch_size: Batches,
         observer: Callable[[Step], None] | None,
+        first: TemperaturePGD,
     ) -> None:
         self.model, self.inputs, self.labels, self.ids, self.mask = model, inputs, labels, ids, mask
         self.batch_size, self.observer = batch_size, observer
+        self.first = first
         self.clean: Tensor | None = None
 
     def open(self, turn: _Turn, known: Tensor | None) -> AttackResult:
@@ -347,12 +382,33 @@ class _Call:
         found = _replaced(found, restart=restart)
         return found if targets is None else _against(self.labels[rows], found)
 
+    def promise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The margin's rise over a step of eps, by its gradient outside of the ball; the passes."""
+        rise = self.inputs.new_zeros(len(rows))
+        first = rows_of(self.first, rows)
+        ball, eps = get_ball(first.norm), torch.as_tensor(first.eps).to(self.inputs)
+        weights = None if self.mask is None else self.mask[rows]
+
+        def note(step: Step) -> None:
+            radius = (eps[step.rows] if eps.ndim else eps.expand(len(step.rows))).view(len(step.rows), -1)
+            gradient = step.gradient if weights is None else step.gradient * weights[step.rows]
+            along = (gradient * ball.steepest(gradient)).flatten(1)
+            rise[step.rows] = (along * radius).sum(dim=1)
+
+        look = replace(first, eps=_FAR * first.eps, steps=1, step_size=1.0, loss="margin", temperature=1.0)
+        look = replace(look, random_start=True, restarts=1, targeted=False, momentum=0.0, start_radius=1.0)
+        look = replace(look, stop_on_success=False, keep="last")
+        cost = self._attack(look, rows, observer=note, judge=False).forwards
+        return rise, cost
+
     def _attack(
         self,
         attack: TemperaturePGD,
         rows: Tensor,
         targets: Tensor | None = None,
         observer: Callable[[Step], None] | None = None,
+        *,
+        judge: bool = True,
     ) -> AttackResult:
         return attack(
             self.model,
@@ -363,6 +419,7 @@ class _Call:
             mask=None if self.mask is None else self.mask[rows],
             batch_size=self.batch_size,
             observer=observer,
+            judge=judge,
             clean_logits=None if self.clean is None else self.clean[rows],
         )
 
@@ -431,10 +488,11 @@ _QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
 _TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
 _MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
 _INPUT: _Options = {"random_start": False}
+_OUTSIDE: _Options = {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0}
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}
 _SECOND: _Options = {"targeted": True, "aim": 1}
 #: What a turn says to the cascade; all else is its attack's.
-_OF_CASCADE = ("reach", "spreads", "aim")
+_OF_CASCADE = (*_CONDITIONS, "aim", "number")
 #: How many wrong classes :func:`strong` aims at before its rounds.
 _OPENING_AIMS = 3
 
@@ -454,7 +512,9 @@ def quick(
     of their clean margin of success (``reach``) get a random start, twice the gap, and the likeliest wrong
     class as a target; in L2 and L1 the second likeliest too, from further away. Nearer ones get more starts
     and steps, and where the start has proved to matter (``spreads``), runs of fifty steps. Samples that ten
-    steps leave far from success seldom fall at all: what is saved on them is spent where it decides.
+    steps leave far from success seldom fall at all: what is saved on them is spent where it decides. Unless
+    gradients are masked (``masked``), which is asked of all that stand in L2 and L1: these get two runs that
+    begin outside of the ball (``start_radius``). A net trained in Linf on MNIST is masked in L2.
     ``benchmarks/strength.py`` has the figures beside AutoAttack's, and how the stages were chosen.
 
     Args:
@@ -493,9 +553,10 @@ def strong(
     Its stages take turns in what makes an attack fail on one sample and not on another: temperature (a
     quarter of the logit gap to twice, and the margin as the limit of small ones), start, number of steps,
     size of the first, target. It begins with the stages of :func:`quick`, for more samples, and from 500
-    passes on breaks all that that breaks. Two temperatures and three targets are tried on every sample that
-    stands, whatever came before; all else on those within 0.3 of their clean margin. The turns are the same
-    for every model, and none depends on the scale of its logits. ``benchmarks/strength.py`` has the figures,
+    passes on (800 in L2 and L1) breaks all that that breaks. Two temperatures and three targets are tried on
+    every sample that stands, whatever came before, and in L2 and L1 three runs that begin outside of the ball
+    on those whose gradients are masked; all else on those within 0.3 of their clean margin. The turns are the
+    same for every model, and none depends on the scale of its logits. ``benchmarks/strength.py`` has the figures,
     and how they were chosen.
 
     Args:
@@ -541,8 +602,9 @@ def _in_turn(
     """The cascade of some turns: temperature in gaps, first step in eps, reach."""
     radius = _checks.number("eps", eps, at_least=0.0)
     _checks.integer("seed", seed, at_least=0)
-    stages = []
-    for number, turn in enumerate(turns):
+    stages, numbers = [], itertools.count(sum("number" in turn for turn in turns))
+    for turn in turns:
+        number = turn["number"] if "number" in turn else next(numbers)
         options: _Options = {key: value for key, value in turn.items() if key not in _OF_CASCADE}
         options["step_size"] = partial(_cosine, first=turn["step_size"] * (radius or 1.0))
         if "temperature" in turn:
@@ -553,8 +615,7 @@ def _in_turn(
         stages.append(TemperaturePGD(**shared, precision=precision, fuse=fuse, **options))
     return Cascade(
         stages=stages,
-        reach=[turn.get("reach") for turn in turns[1:]],
-        spreads=[turn.get("spreads") for turn in turns[1:]],
+        **{name: [turn.get(name) for turn in turns[1:]] for name in _CONDITIONS},
         aims=[turn.get("aim") for turn in turns],
     )
 
@@ -574,6 +635,16 @@ def _quick(norm: Norm) -> list[_Options]:
         {**_QUARTER, "steps": 50, "reach": 0.1, "spreads": 1.0},
         {**_HALF, "steps": 20, "reach": 0.1, "spreads": 2.0},
         {**_QUARTER, **_LIKELIEST, "steps": 20, "reach": 0.1, "spreads": 1.0},
+        # A net trained in Linf can be blind to small changes, which in L2 gradients then do not lead to.
+        *([] if norm == "Linf" else _from_outside()),
+    ]
+
+
+def _from_outside() -> list[_Options]:
+    """Turns that begin outside of the ball, for those that gradients within it lead nowhere."""
+    return [
+        {**_OUTSIDE, "steps": 20, "masked": 3.5},
+        {**_OUTSIDE, "steps": 40, "masked": 3.5},
     ]
 
 
@@ -586,10 +657,19 @@ def _opening(norm: Norm) -> list[_Options]:
             widened["reach"] = None if turn["reach"] > 0.2 else 0.3
         if "spreads" in turn:
             widened["spreads"] = 8.0
+        if "masked" in turn:
+            widened["masked"] = 2.0
         return widened
 
     target = {"steps": 10, "loss": "margin", "step_size": 1.5, "targeted": True}
-    return [*map(wider, _quick(norm)), *({**target, "aim": aim} for aim in range(_OPENING_AIMS))]
+    # Wherever they stand, the turns keep their numbers, and with them the starts that they have in quick.
+    first, *rest = ({**wider(turn), "number": number} for number, turn in enumerate(_quick(norm)))
+    # Early, for those whom they break need nothing else; and once more, for starts matter there.
+    outside = [turn for turn in rest if "masked" in turn]
+    inside = [turn for turn in rest if "masked" not in turn]
+    again = [{key: value for key, value in turn.items() if key != "number"} for turn in outside[1:]]
+    targets = ({**target, "aim": aim} for aim in range(_OPENING_AIMS))
+    return [first, *outside, *again, *inside, *targets]
 
 
 def _rounds() -> Iterator[_Options]:

@@ -101,6 +101,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "keep": str,
     "seed": read_integer,
     "momentum": parse_number,
+    "start_radius": parse_number,
     "precision": str,
     "fuse": read_boolean,
 }

@@ -1,4 +1,4 @@
-"""Step-size schedules of the attack."""
+"""Schedules of the attack: step sizes, and the radius of a ball that shrinks."""
 
 from __future__ import annotations
 
@@ -67,3 +67,23 @@ def resolve(step_size: object, steps: int, *, name: str = "step_size") -> StepSi
     else:
         values = [_checks.number(name, step_size, above=0.0)] * steps
     return StepSizes(torch.tensor(values, dtype=torch.float64), relative=False)
+
+
+def settled_at(start_radius: float, steps: int) -> int:
+    """The step from which on the ball has its own radius: 0, or two thirds of the steps where it shrinks."""
+    return 0 if start_radius == 1 else -(-2 * steps // 3)
+
+
+def radii(start_radius: float, steps: int) -> Tensor:
+    """Radius of the ball around each point of a run, in units of eps, ``(steps + 1,)`` float64.
+
+    It falls from ``start_radius`` to 1 in equal steps, and stays there.
+
+    >>> radii(3.0, 3).tolist()
+    [3.0, 2.0, 1.0, 1.0]
+    """
+    last = settled_at(start_radius, steps)
+    phase = (
+        (torch.arange(steps + 1, dtype=torch.float64) / last).clamp(max=1) if last else torch.ones(steps + 1)
+    )
+    return start_radius + (1 - start_radius) * phase.double()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from art_logits import AttackResult, TemperaturePGD, pgd
-from art_logits.balls import get_ball
+from art_logits.attack import Step
+from art_logits.balls import BALLS, get_ball
+from art_logits.steps import radii, settled_at
 
 WIDE = (-1e3, 1e3)
 DUAL_ORDER = {"Linf": 1, "L2": 2, "L1": float("inf")}
@@ -646,6 +649,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "keep": "best",
         "seed": 0,
         "momentum": 0.0,
+        "start_radius": 1.0,
         "precision": "auto",
         "fuse": True,
     }
@@ -861,3 +865,59 @@ def test_config_describes_partials_and_instances_without_their_address() -> None
     assert config["loss"]["keywords"] == {"weight": 2.0}
     assert config["loss"]["function"].endswith("weighted")
     json.dumps(config)
+
+
+# Balls that shrink ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("stop_on_success", [True, False])
+@pytest.mark.parametrize("steps", [0, 1, 4, 9])
+def test_what_is_found_outside_the_ball_does_not_count(
+    linear: nn.Module, images: Any, predict: Any, norm: str, keep: str, stop_on_success: bool, steps: int
+) -> None:
+    """Every point of the larger ball's rim succeeds; results come from the ball itself."""
+    x = images(40, dtype=torch.float64) * 0.4 + 0.3
+    labels = predict(linear, x)
+    eps = {"Linf": 0.002, "L2": 0.02, "L1": 0.1}[norm]
+    options: dict[str, Any] = {"norm": norm, "steps": steps, "keep": keep, "stop_on_success": stop_on_success}
+    seen: list[Step] = []
+    attack = TemperaturePGD(eps=eps, start_radius=40.0, **options)
+    result = attack(linear, x, labels, observer=seen.append)
+    assert float(BALLS[norm].norm(result.adv_inputs - x).max()) <= eps * (1 + 1e-9)
+    logits = linear(result.adv_inputs).detach()
+    assert torch.equal(result.logits, logits)
+    assert torch.equal(result.success, logits.argmax(dim=1) != labels)
+    settled = -(-2 * steps // 3)
+    assert (result.backwards >= min(settled, steps)).all()
+    for step in seen:
+        inside = BALLS[norm].norm(step.inputs - x[step.rows]) <= eps * (1 + 1e-9)
+        assert bool(inside[step.step >= settled].all())
+        assert not bool(inside[step.step == 0].any()) or steps == 0
+
+
+def test_a_ball_of_its_own_radius_is_the_plain_attack(curved: nn.Module, images: Any, predict: Any) -> None:
+    x = images(20, dtype=torch.float64)
+    labels = predict(curved, x)
+    plain, same = pgd(curved, x, labels, eps=0.02), pgd(curved, x, labels, eps=0.02, start_radius=1.0)
+    for one, other in zip(plain, same, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(plain.adv_inputs, pgd(curved, x, labels, eps=0.02, start_radius=1.5).adv_inputs)
+
+
+def test_a_shrinking_ball_needs_a_radius_of_at_least_one() -> None:
+    with pytest.raises(ValueError, match=r"start_radius must be .*1.*, got 0\.5"):
+        TemperaturePGD(start_radius=0.5)
+
+
+@given(start=st.floats(1.0, 50.0), steps=st.integers(0, 60))
+def test_radii_fall_to_one_within_two_thirds(start: float, steps: int) -> None:
+    found = radii(start, steps)
+    assert len(found) == steps + 1
+    assert (found.diff() <= 1e-12).all()
+    settled = settled_at(start, steps)
+    assert (found[settled:] - 1).abs().max() < 1e-9
+    assert settled == (0 if start == 1 else math.ceil(2 * steps / 3))
+    if settled:
+        assert float(found[0]) == pytest.approx(start)

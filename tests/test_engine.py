@@ -56,6 +56,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"keep": "last", "stop_on_success": False},
     {"random_start": False, "momentum": 0.75},
     {"steps": 0, "restarts": 2},
+    {"start_radius": 3.0},
+    {"start_radius": 2.0, "random_start": False, "keep": "last"},
 ]
 
 
