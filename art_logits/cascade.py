@@ -66,8 +66,8 @@ class Cascade:
             What it promises is the rise of the margin over a step of eps, by the gradient at a random point
             of the ball of three times the radius; what was achieved is the rise from the clean input's margin
             to the best so far. Where gradients tell the truth the two are about the same; several times as
-            much means that they are masked near the input. Given as ``reach`` is, and asked in addition: once per
-            sample, when a stage first wants to know, for a pass forward and backward.
+            much means that they are masked near the input. Given as ``reach`` is, and asked in addition: once
+            per sample, when a stage first wants to know, for a pass forward and backward.
         aims: which wrong class each stage aims at, one integer >= 0 per stage: 0 is the likeliest, and after
             the least likely they begin again. It says nothing to stages that are not targeted, where it may
             be None. Absent, the first targeted stage aims at class 0, the next at 1, and so on.
@@ -488,7 +488,19 @@ _QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
 _TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
 _MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
 _INPUT: _Options = {"random_start": False}
-_OUTSIDE: _Options = {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0}
+#: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes, so that gradients
+#: lead nowhere in L2; in L1, where a step changes few elements, such runs are the stronger ones everywhere.
+_OUTSIDE: dict[str, list[_Options]] = {
+    "Linf": [],
+    "L2": [
+        {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 3.5, "steps": 20},
+        {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 3.5, "steps": 40},
+    ],
+    "L1": [
+        {"temperature": 0.5, "step_size": 2.0, "start_radius": 3.0, "steps": 20},
+        {"temperature": 0.5, "step_size": 2.0, "start_radius": 6.0, "steps": 20},
+    ],
+}
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}
 _SECOND: _Options = {"targeted": True, "aim": 1}
 #: What a turn says to the cascade; all else is its attack's.
@@ -513,8 +525,8 @@ def quick(
     class as a target; in L2 and L1 the second likeliest too, from further away. Nearer ones get more starts
     and steps, and where the start has proved to matter (``spreads``), runs of fifty steps. Samples that ten
     steps leave far from success seldom fall at all: what is saved on them is spent where it decides. Unless
-    gradients are masked (``masked``), which is asked of all that stand in L2 and L1: these get two runs that
-    begin outside of the ball (``start_radius``). A net trained in Linf on MNIST is masked in L2.
+    gradients are masked (``masked``), which in L2 is asked of all that stand: these get two runs that begin
+    outside of the ball (``start_radius``), as all do in L1. A net trained in Linf on MNIST is masked in L2.
     ``benchmarks/strength.py`` has the figures beside AutoAttack's, and how the stages were chosen.
 
     Args:
@@ -554,10 +566,10 @@ def strong(
     quarter of the logit gap to twice, and the margin as the limit of small ones), start, number of steps,
     size of the first, target. It begins with the stages of :func:`quick`, for more samples, and from 500
     passes on (800 in L2 and L1) breaks all that that breaks. Two temperatures and three targets are tried on
-    every sample that stands, whatever came before, and in L2 and L1 three runs that begin outside of the ball
-    on those whose gradients are masked; all else on those within 0.3 of their clean margin. The turns are the
-    same for every model, and none depends on the scale of its logits. ``benchmarks/strength.py`` has the figures,
-    and how they were chosen.
+    every sample that stands, whatever came before, and three runs that begin outside of the ball in L1, and
+    in L2 where gradients are masked; all else on those within 0.3 of their clean margin. The turns are the
+    same for every model, and none depends on the scale of its logits. ``benchmarks/strength.py`` has the
+    figures, and how they were chosen.
 
     Args:
         eps: radius of the ball, in the unit of the inputs, >= 0.
@@ -635,16 +647,7 @@ def _quick(norm: Norm) -> list[_Options]:
         {**_QUARTER, "steps": 50, "reach": 0.1, "spreads": 1.0},
         {**_HALF, "steps": 20, "reach": 0.1, "spreads": 2.0},
         {**_QUARTER, **_LIKELIEST, "steps": 20, "reach": 0.1, "spreads": 1.0},
-        # A net trained in Linf can be blind to small changes, which in L2 gradients then do not lead to.
-        *([] if norm == "Linf" else _from_outside()),
-    ]
-
-
-def _from_outside() -> list[_Options]:
-    """Turns that begin outside of the ball, for those that gradients within it lead nowhere."""
-    return [
-        {**_OUTSIDE, "steps": 20, "masked": 3.5},
-        {**_OUTSIDE, "steps": 40, "masked": 3.5},
+        *_OUTSIDE[norm],
     ]
 
 
@@ -665,8 +668,8 @@ def _opening(norm: Norm) -> list[_Options]:
     # Wherever they stand, the turns keep their numbers, and with them the starts that they have in quick.
     first, *rest = ({**wider(turn), "number": number} for number, turn in enumerate(_quick(norm)))
     # Early, for those whom they break need nothing else; and once more, for starts matter there.
-    outside = [turn for turn in rest if "masked" in turn]
-    inside = [turn for turn in rest if "masked" not in turn]
+    outside = [turn for turn in rest if "start_radius" in turn]
+    inside = [turn for turn in rest if "start_radius" not in turn]
     again = [{key: value for key, value in turn.items() if key != "number"} for turn in outside[1:]]
     targets = ({**target, "aim": aim} for aim in range(_OPENING_AIMS))
     return [first, *outside, *again, *inside, *targets]
