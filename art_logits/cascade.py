@@ -488,13 +488,13 @@ _QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
 _TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
 _MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
 _INPUT: _Options = {"random_start": False}
-#: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes, so that gradients
+#: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes, and its gradients
 #: lead nowhere in L2; in L1, where a step changes few elements, such runs are the stronger ones everywhere.
 _OUTSIDE: dict[str, list[_Options]] = {
     "Linf": [],
     "L2": [
-        {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 3.5, "steps": 20},
-        {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 3.5, "steps": 40},
+        {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 4.0, "steps": 20},
+        {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 4.0, "steps": 40},
     ],
     "L1": [
         {"temperature": 0.5, "step_size": 2.0, "start_radius": 3.0, "steps": 20},
@@ -647,7 +647,7 @@ def _quick(norm: Norm) -> list[_Options]:
         {**_QUARTER, "steps": 50, "reach": 0.1, "spreads": 1.0},
         {**_HALF, "steps": 20, "reach": 0.1, "spreads": 2.0},
         {**_QUARTER, **_LIKELIEST, "steps": 20, "reach": 0.1, "spreads": 1.0},
-        *_OUTSIDE[norm],
+        *_OUTSIDE.get(norm, []),
     ]
 
 
