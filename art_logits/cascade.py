@@ -488,8 +488,8 @@ _QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
 _TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
 _MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
 _INPUT: _Options = {"random_start": False}
-#: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes, and its gradients
-#: lead nowhere in L2; in L1, where a step changes few elements, such runs are the stronger ones everywhere.
+#: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes, so gradients lead
+#: nowhere in L2; in L1, where a step changes few elements, such runs are the stronger ones everywhere.
 _OUTSIDE: dict[str, list[_Options]] = {
     "Linf": [],
     "L2": [
