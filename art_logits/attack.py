@@ -458,12 +458,11 @@ class _Region:
         if self.attack.momentum:
             length = grad.flatten(1).abs().sum(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
             grad = velocity = self.attack.momentum * velocity + grad / length.view(-1, *[1] * (grad.ndim - 1))
+        room = grad
         if not self.ball.separable:
-            # A coordinate stuck at a bound would waste its part of an L2 or L1 step.
             lower, upper = self.bounds
-            grad = grad.masked_fill(((slots.x <= lower) & (grad < 0)) | ((slots.x >= upper) & (grad > 0)), 0)
-        # In place where nobody else holds the tensor: allocating one costs more than filling it.
-        step = self.ball.steepest(grad).mul_(self.lengths.at(slots.step, self.unit[rows]))
+            room = torch.where(grad > 0, upper - slots.x, slots.x - lower)
+        step = self.ball.step(grad, self.lengths.at(slots.step, self.unit[rows]), room)
         base = self.inputs[rows]
         delta = self._masked(rows, step).add_(slots.x).sub_(base)
         x = self._within(base, self._radius(rows, slots.step + 1), delta)

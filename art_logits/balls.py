@@ -29,6 +29,13 @@ class NormBall(Protocol):
     def steepest(self, grad: Tensor) -> Tensor:
         """Step of norm at most 1 along which ``grad`` ascends; zero where ``grad`` is zero."""
 
+    def step(self, grad: Tensor, length: Tensor, room: Tensor) -> Tensor:
+        """Step of norm at most ``length`` along which ``grad`` ascends.
+
+        ``room`` says how far each coordinate can go before it meets a bound. A ball whose coordinates are
+        separable does not ask.
+        """
+
     def norm(self, delta: Tensor) -> Tensor:
         """Norm of each perturbation, ``(N,)``."""
 
@@ -54,6 +61,10 @@ class LinfBall:
     def steepest(self, grad: Tensor) -> Tensor:
         """The gradient's sign."""
         return grad.sign()
+
+    def step(self, grad: Tensor, length: Tensor, room: Tensor) -> Tensor:
+        """As far in every coordinate; in place, for allocating a tensor costs more than filling it."""
+        return self.steepest(grad).mul_(length)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Largest absolute coordinate."""
@@ -82,6 +93,10 @@ class L2Ball:
         scaled = torch.where(largest > 0, grad / largest, torch.zeros_like(grad))
         return scaled / _column(self.norm(scaled), grad).clamp_min(1)
 
+    def step(self, grad: Tensor, length: Tensor, room: Tensor) -> Tensor:
+        """Along the gradient, but for coordinates stuck at a bound, which would waste their part."""
+        return self.steepest(grad.masked_fill(room <= 0, 0)).mul_(length)
+
     def norm(self, delta: Tensor) -> Tensor:
         """Euclidean length."""
         length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
@@ -99,14 +114,14 @@ class L1Ball:
     """``sum_i |delta_i| <= eps``.
 
     Args:
-        density: share of the coordinates that one step moves, in (0, 1]. Steepest ascent in L1 is a
-            single coordinate, which progresses so slowly that it flatters a model's robustness; a
-            sparse step of several (SLIDE, Tramer & Boneh 2019, arXiv 1904.13000) does not.
+        density: share of the coordinates that one step moves at least, in (0, 1]. Steepest ascent in L1 is a
+            single coordinate, which progresses so slowly that it flatters a model's robustness; a sparse
+            step of several (SLIDE, Tramer & Boneh 2019, arXiv 1904.13000) does not.
     """
 
     separable = False
 
-    def __init__(self, density: float = 0.05) -> None:
+    def __init__(self, density: float = 0.01) -> None:
         self.density = density
 
     def project(self, delta: Tensor, eps: Tensor) -> Tensor:
@@ -131,6 +146,20 @@ class L1Ball:
         signs = flat.gather(1, index).sign()
         signs = signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1)
         return torch.zeros_like(flat).scatter(1, index, signs).view_as(grad)
+
+    def step(self, grad: Tensor, length: Tensor, room: Tensor) -> Tensor:
+        """The largest of the gradient's coordinates, each as far as its bound, until the length is used up.
+
+        No step of that length within the bounds ascends faster, but for ``density``, by which none gets more
+        than its share. Equal steps in a fixed number of coordinates leave what meets a bound unused.
+        """
+        flat, length = grad.flatten(1), length.flatten(1)
+        count = max(1, round(self.density * flat.shape[1]))
+        order = flat.abs().argsort(dim=1, descending=True, stable=True)
+        most = torch.minimum(room.flatten(1), length / count).gather(1, order)
+        left = (length - most.cumsum(dim=1) + most).clamp_min(0)
+        moves = torch.minimum(most, left) * flat.sign().gather(1, order)
+        return torch.zeros_like(flat).scatter(1, order, moves).view_as(grad)
 
     def norm(self, delta: Tensor) -> Tensor:
         """Sum of absolute coordinates."""

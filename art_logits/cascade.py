@@ -488,7 +488,7 @@ _QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
 _TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
 _MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
 _INPUT: _Options = {"random_start": False}
-#: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes, so gradients lead
+#: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes: gradients lead
 #: nowhere in L2; in L1, where a step changes few elements, such runs are the stronger ones everywhere.
 _OUTSIDE: dict[str, list[_Options]] = {
     "Linf": [],
@@ -497,8 +497,8 @@ _OUTSIDE: dict[str, list[_Options]] = {
         {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 4.0, "steps": 40},
     ],
     "L1": [
-        {"temperature": 0.5, "step_size": 2.0, "start_radius": 3.0, "steps": 20},
-        {"temperature": 0.5, "step_size": 2.0, "start_radius": 6.0, "steps": 20},
+        {"temperature": 0.5, "step_size": 1.0, "start_radius": 3.0, "steps": 20},
+        {"temperature": 0.5, "step_size": 1.0, "start_radius": 6.0, "steps": 20},
     ],
 }
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}
@@ -680,7 +680,7 @@ def _rounds() -> Iterator[_Options]:
     for aim in itertools.count(_OPENING_AIMS, 2):
         for turn in (
             _MARGIN,
-            {**_HALF, "temperature": 1.0},
+            {"temperature": 1.0, "step_size": 2.0},  # the default of the class
             {**_HALF, **_LIKELIEST, "steps": 50, "spreads": 8.0},
             _HALF,
             {**_MARGIN, "step_size": 0.75},

@@ -89,7 +89,7 @@ def test_linear_linf_optimum_within_active_bounds(binary: nn.Module, loss: str, 
 def test_no_random_point_of_ball_and_bounds_beats_the_attack(binary: nn.Module, norm: str) -> None:
     x, eps, labels = vectors(6), 0.8, torch.arange(6) % 2
     result = pgd(binary, x, labels, norm=norm, eps=eps, stop_on_success=False, steps=100)
-    assert int(((result.adv_inputs == 0) | (result.adv_inputs == 1)).sum()) > 0
+    assert int((torch.minimum(result.adv_inputs, 1 - result.adv_inputs) < 1e-3).sum()) > 0
     generator, ball = np.random.default_rng(0), get_ball(norm)
     towards = direction(binary, labels)
     for _ in range(500):
@@ -100,6 +100,25 @@ def test_no_random_point_of_ball_and_bounds_beats_the_attack(binary: nn.Module, 
         logits = binary(rival).detach()
         rows = torch.arange(6)
         assert bool((logits[rows, 1 - labels] - logits[rows, labels] <= result.margin + 1e-3).all())
+
+
+@pytest.mark.parametrize(("steps", "share"), [(20, 0.99), (100, 0.999)])
+def test_l1_within_bounds_against_the_optimum(binary: nn.Module, steps: int, share: float) -> None:
+    """The largest coordinates of the gradient, each to its bound, until the radius is used up."""
+    x, eps, labels = vectors(6), 0.8, torch.arange(6) % 2
+    towards, best = direction(binary, labels), x.clone()
+    for row in range(6):
+        left = eps
+        for place in towards[row].abs().argsort(descending=True).tolist():
+            up = bool(towards[row, place] > 0)
+            move = min(left, float(1 - x[row, place] if up else x[row, place]))
+            best[row, place] += move if up else -move
+            left -= move
+    logits, rows = binary(best).detach(), torch.arange(6)
+    optimum = logits[rows, 1 - labels] - logits[rows, labels]
+    result = pgd(binary, x, labels, norm="L1", eps=eps, stop_on_success=False, steps=steps)
+    assert bool((result.margin <= optimum + 1e-9).all())
+    assert bool((result.margin - result.clean_margin >= share * (optimum - result.clean_margin)).all())
 
 
 @given(

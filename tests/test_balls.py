@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_an_l1_step_of_one_coordinate_is_the_steepest() -> None:
 
 def test_l1_steps_move_a_share_of_the_coordinates() -> None:
     grad = torch.linspace(-1, 2, 100).view(1, 100)
-    step = L1Ball().steepest(grad)
+    step = L1Ball(0.05).steepest(grad)
     assert step.nonzero()[:, 1].tolist() == [95, 96, 97, 98, 99]
     torch.testing.assert_close(step[step != 0], torch.full((5,), 0.2))
 
@@ -174,6 +175,40 @@ def test_l1_steps_move_a_share_of_the_coordinates() -> None:
 def test_no_gradient_no_step(name: str) -> None:
     grad = torch.zeros(2, 3, 2)
     assert torch.equal(BALLS[name].steepest(grad), grad)
+    assert torch.equal(BALLS[name].step(grad, torch.ones(2, 1, 1), torch.ones(2, 3, 2)), grad)
+
+
+@given(points(), st.floats(0.01, 20.0), st.randoms(use_true_random=False))
+def test_no_l1_step_within_the_bounds_ascends_faster(grad: np.ndarray, length: float, rng: Any) -> None:
+    """The optimum of the linear programme, by scipy."""
+    room = np.array([[rng.choice([0.0, rng.random()]) for _ in row] for row in grad])
+    lengths = torch.full((len(grad), 1), length, dtype=torch.float64)
+    step = L1Ball(1e-9).step(torch.from_numpy(grad), lengths, torch.from_numpy(room)).numpy()
+    assert (np.abs(step) <= room + 1e-12).all()
+    assert (NORMS["L1"](step) <= length * (1 + 1e-9)).all()
+    assert (step * grad >= 0).all()
+    for row, space, found in zip(grad, room, step, strict=True):
+        scale = np.abs(row).max() or 1.0  # the solver's tolerances are absolute
+        cost = -np.abs(row) / scale
+        best = optimize.linprog(
+            cost, A_ub=np.ones((1, len(row))), b_ub=[length], bounds=[(0, most) for most in space]
+        )
+        assert (row * found).sum() / scale == pytest.approx(-best.fun, rel=1e-6, abs=1e-9)
+
+
+def test_an_l1_step_moves_at_least_its_share_of_the_coordinates() -> None:
+    grad, room = torch.linspace(1, 2, 200).view(1, 200), torch.full((1, 200), 100.0)
+    step = L1Ball().step(grad, torch.tensor([[6.0]]), room)
+    assert step.nonzero()[:, 1].tolist() == [198, 199]
+    torch.testing.assert_close(step[0, 198:], torch.tensor([3.0, 3.0]))
+
+
+@pytest.mark.parametrize("name", sorted(BALLS))
+def test_a_step_has_the_length_asked_for(name: str) -> None:
+    grad = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([[0.0], [0.1], [1.0], [2.0], [7.0]])
+    step = BALLS[name].step(grad, lengths, torch.full((5, 40), 0.5))
+    np.testing.assert_allclose(NORMS[name](step.numpy()), lengths[:, 0].numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])

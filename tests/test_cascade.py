@@ -552,7 +552,7 @@ def test_strong_takes_turns_in_losses_temperatures_first_steps_and_targets():
     scales = {part.temperature.keywords["scale"] for part in attack.stages if callable(part.temperature)}
     assert scales == {0.25, 0.5, 1.0, 2.0}
     firsts = {round(part.step_size(0, 20) / attack.eps, 6) for part in attack.stages}
-    assert firsts == {0.75, 1.0, 1.5}
+    assert firsts == {0.75, 1.0, 1.5, 2.0}
     assert attack.eps == 8 / 255
 
 
