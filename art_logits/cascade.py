@@ -498,7 +498,7 @@ _OUTSIDE: dict[str, list[_Options]] = {
     ],
     "L1": [
         {"temperature": 0.5, "step_size": 1.0, "start_radius": 3.0, "steps": 20},
-        {"temperature": 0.5, "step_size": 1.0, "start_radius": 6.0, "steps": 20},
+        {"temperature": 0.5, "step_size": 2.0, "start_radius": 6.0, "steps": 40},
     ],
 }
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}
@@ -594,7 +594,7 @@ def strong(
     opening = _opening(norm)
     left = _checks.integer("passes", passes, at_least=clean + _cost(opening[0])) - clean
     turns: list[_Options] = []
-    for turn in itertools.chain(opening, _rounds()):
+    for turn in itertools.chain(opening, _rounds(norm)):
         if left < _cost(turn):
             break
         left -= _cost(turn)
@@ -675,8 +675,9 @@ def _opening(norm: Norm) -> list[_Options]:
     return [first, *outside, *again, *inside, *targets]
 
 
-def _rounds() -> Iterator[_Options]:
+def _rounds(norm: Norm) -> Iterator[_Options]:
     """What :func:`strong` repeats, each time at the next two wrong classes."""
+    again: list[_Options] = [{**turn, "reach": None} for turn in _OUTSIDE["L1"][1:]] if norm == "L1" else []
     for aim in itertools.count(_OPENING_AIMS, 2):
         for turn in (
             _MARGIN,
@@ -689,6 +690,7 @@ def _rounds() -> Iterator[_Options]:
             _TWICE,
             {**_HALF, "targeted": True, "aim": aim},
             {**_HALF, "targeted": True, "aim": aim + 1},
+            *again,
         ):
             yield {"steps": 20, "reach": 0.3, **turn}
 
