@@ -20,13 +20,13 @@ are what other attacks spend most of their passes on. And by how far apart runs 
 start alone (``spreads``): on the CIFAR-10 nets two starts leave a sample at the same margin, to a few
 thousandths of the clean one, and long runs find nothing there; on MNIST and digits they do not, and do.
 
-**Masked gradients.** The MNIST net, trained in Linf at 0.3, is blind to small changes: in L2 its gradients near the
-input lead nowhere, and PGD of any kind leaves most of what AutoAttack breaks (by FAB-T and Square). Runs that begin
-outside of the ball, at six times its radius, and shrink it (``start_radius``) break more than AutoAttack. Who needs
-them is told by one gradient at three times the radius, by how many times what was achieved it promises
-(``masked``): on the MNIST net 3 to 100 (most over 5), on CIFAR-10 nets 1 (95 % of samples under 1.5), on digits
-between. In Linf such runs broke nothing more on MNIST, and one digit. In L1 they are stronger on all nets.
-``gap, cosine, 20 steps`` in the tables is a single run, the default of the class.
+**Masked gradients.** The MNIST net, trained in Linf at 0.3, is blind to small changes: in L2 its gradients
+near the input lead nowhere, and PGD of any kind leaves most of what AutoAttack breaks (by FAB-T and Square).
+Runs that begin outside of the ball, at six times its radius, and shrink it (``start_radius``) break more than
+AutoAttack. Who needs them is told by one gradient at three times the radius, by how many times what was
+achieved it promises (``masked``): on the MNIST net 3 to 100 (most over 5), on CIFAR-10 nets 1 (95 % of
+samples under 1.5), on digits between. In Linf such runs broke nothing more on MNIST, and one digit. In L1
+they are stronger on all nets.
 
 **How the stages were chosen.** On these very cases, with other seeds than the tables': some twenty kinds of
 runs on every sample that came near, and a beam search over sequences of runs and conditions for what they
@@ -36,9 +36,9 @@ temperatures do. On MNIST and digits a run from the clean input itself, without 
 class breaks what dozens of random starts leave (all but one of MNIST's hard samples in fifty steps), and on
 digits in L2 a run at the second likeliest. Of the losses for a target, cross-entropy at half the gap was the
 better; the margin came close. Expect less of other nets than of these; the README has images that nothing
-was chosen on. The transformer was trained after the stages had been chosen; ``strong`` left one sample of it in
-Linf (7878) that AutoAttack and ``gap, cosine, 20 steps`` broke, and has that run among its turns since. What is done
-about masked gradients was chosen on MNIST in L2.
+was chosen on. The transformer was trained after the stages had been chosen; ``strong`` left one sample of it
+in Linf (7878) that AutoAttack and ``gap, cosine, 20 steps`` broke, and has that run among its turns since.
+What is done about masked gradients was chosen on MNIST in L2.
 
 **What added nothing**: momentum, first steps of 3 and 4 eps, steps of constant length, starts at corners of
 the ball, going on from the best iterate with smaller steps, targets beyond the third on these nets; a
