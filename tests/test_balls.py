@@ -268,3 +268,12 @@ def test_rows_do_not_see_each_other(delta: np.ndarray, name: str, eps: float) ->
     for i in range(len(delta)):
         assert torch.equal(ball.project(whole[[i]], radius[[i]])[0], ball.project(whole, radius)[i])
         assert torch.equal(ball.steepest(whole[[i]])[0], ball.steepest(whole)[i])
+
+
+@pytest.mark.parametrize("name", ["L2", "L1"])
+def test_a_coordinate_at_its_bound_takes_no_part_of_a_step(name: str) -> None:
+    grad, length = torch.tensor([[3.0, 4.0, -2.0]]), torch.tensor([[0.5]])
+    step = BALLS[name].step(grad, length, torch.tensor([[1.0, 0.0, 1.0]]))
+    assert float(step[0, 1]) == 0
+    np.testing.assert_allclose(NORMS[name](step.numpy()), 0.5, rtol=1e-6)
+    assert float(step[0, 0]) > 0

@@ -755,6 +755,29 @@ def test_a_linear_model_masks_nothing(make_exact, images, predict):
             assert more.tolist() == [21 if asked else 1] * len(more), (norm, masked)
 
 
+def test_a_promise_knows_which_elements_may_move(make_exact, images, predict):
+    linear, x = make_exact(2, 64), images(30, dtype=torch.float64) * 0.2 + 0.4
+    labels, half = predict(linear, x), torch.zeros(8, 8)
+    half[:4] = 1.0
+    stages = [stage(eps=0.001, steps=20), stage(eps=0.001, steps=20, seed=1)]
+    alone = Cascade(stages=stages[:1])(linear, x, labels, mask=half)
+    # All elements together would promise about twice as much as half of them.
+    result = Cascade(stages=stages, masked=1.3)(linear, x, labels, mask=half)
+    assert set((result.backwards - alone.backwards)[~alone.success].tolist()) == {1}
+
+
+def test_a_promise_is_asked_for_outside_of_the_ball(problem, record):
+    model, x, labels = problem
+    watched = record(model)
+    stages = [stage(eps=0.1, norm="L2"), stage(eps=0.1, norm="L2", seed=1)]
+    Cascade(stages=stages, masked=1.0)(watched, x, labels)
+    gradients = [points for asked, points, _ in watched.calls if asked]
+    away = torch.cat([torch.cdist(points.flatten(1), x.flatten(1)).amin(dim=1) for points in gradients])
+    # Of 64 dimensions, nearly all points of a ball lie near its rim.
+    assert 0.27 < float(away.max()) <= 0.3 + 1e-9
+    assert bool(((away <= 0.1 + 1e-9) | (away > 0.25)).all())
+
+
 def masking(often: float = 1.0, **options: Any) -> Cascade:
     """Weak stages, of which the third and the last are for some of the samples."""
     stages = [
