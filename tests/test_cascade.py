@@ -704,6 +704,14 @@ def test_10_a_model_is_folded_once_per_call_and_never_after_its_weights_changed(
     assert len(prepare._snapshots) == 0
 
 
+def test_the_look_at_the_inputs_does_not_decide_where_gradients_come_from(net, images):
+    x, labels = images(20), torch.arange(20) % 5
+    attack = stage(precision="bfloat16", fuse=False)
+    assert_same(Cascade(stages=[attack])(net, x, labels), attack(net, x, labels))
+    plain = Cascade(stages=[replace(attack, precision="float32")])(net, x, labels)
+    assert not torch.equal(plain.adv_inputs, attack(net, x, labels).adv_inputs)
+
+
 # Gradients that are masked near the input -------------------------------------------------------------
 
 
