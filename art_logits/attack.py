@@ -547,6 +547,8 @@ class _Book:
             _checks.in_range("targets" if self.attack.targeted else "labels", self.goals, classes)
             self.logits = like.new_full((len(self.goals), classes), torch.nan)
             self.margin = like.new_full((len(self.goals),), -torch.inf)
+        elif self.logits.dtype != like.dtype:  # known logits came in another than the model's
+            self.logits, self.margin = self.logits.to(like), self.margin.to(like)
 
     def open_cases(self) -> Tensor:
         """The samples to attack, as rows of (index, restart)."""

@@ -496,7 +496,7 @@ def _passes(records: Records, run: _Run) -> dict[str, dict[str, int]]:
     """
     passes = {}
     for subject in run.subjects:
-        spared = sum(_is_told_clean_logits(subject, attack) for attack in run.attacks.values())
+        spared = sum(_is_told_clean_logits(attack) for attack in run.attacks.values())
         total = {"forwards": len(run.data) * (1 + len(run.attacks) - spared), "backwards": 0}
         for name in run.attacks:
             for kind in total:
@@ -523,13 +523,14 @@ def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa
     album = Album(inputs, labels, ids, run.data.bounds)
     columns: dict[str, Any] = {"sample_id": pa.array(ids.numpy()), "label": pa.array(labels.numpy())}
     for subject in run.subjects:
-        clean = _logits(subject, inputs, run.batches, run.classes)
+        exact = _logits(subject, inputs, run.batches, run.classes, as_they_are=True)
+        clean = exact.float()
         columns[f"{subject.prefix}clean_prediction"] = pa.array(clean.argmax(dim=1).numpy())
         columns[f"{subject.prefix}clean_logits"] = _vectors(clean)
         album.add_clean(clean, reference=subject.role == "reference")
         for name, attack in run.attacks.items():
             bar.set_postfix_str(f"{subject.role} {name}", refresh=True)
-            part = _Part(inputs, labels, ids, clean)
+            part = _Part(inputs, labels, ids, exact)
             outcome = _attack(run, subject, name, _rows_of(attack, rows), part, album)
             columns.update({f"{subject.prefix}{name}.{key}": value for key, value in outcome.items()})
             bar.update(len(labels))
@@ -606,7 +607,7 @@ def _attacked(run: _Run, subject: _Subject, name: str, attack: Attack, part: _Pa
     device, dtype = subject.home()
     inputs, labels, ids = part.inputs.to(device, dtype), part.labels.to(device), part.ids
     if isinstance(attack, TemperaturePGD | Cascade):
-        told = _is_told_clean_logits(subject, attack)
+        told = _is_told_clean_logits(attack)
         known = part.clean.to(device) if told else None
         found = _from_result(
             attack(subject.model, inputs, labels, ids, batch_size=run.batches, clean_logits=known)
@@ -625,13 +626,9 @@ def _attacked(run: _Run, subject: _Subject, name: str, attack: Attack, part: _Pa
     return _Found(*(torch.cat(columns) for columns in zip(*map(_columns, pieces), strict=True)))
 
 
-def _is_told_clean_logits(subject: _Subject, attack: Attack) -> bool:
-    """Whether an attack is told the logits of its inputs, for which it would else ask the model.
-
-    Those of a float64 model are recorded in float32, and would change its attack.
-    """
-    looks = isinstance(attack, Cascade) or (isinstance(attack, TemperaturePGD) and attack.looks_at_inputs)
-    return looks and subject.home()[1] == torch.float32
+def _is_told_clean_logits(attack: Attack) -> bool:
+    """Whether an attack is told the logits of its inputs, for which it would else ask the model."""
+    return isinstance(attack, Cascade) or (isinstance(attack, TemperaturePGD) and attack.looks_at_inputs)
 
 
 def _columns(found: _Found) -> tuple[Tensor, ...]:
@@ -706,18 +703,28 @@ def _checked_distance(attack: Attack, name: str, inputs: Tensor, adv_inputs: Ten
     return distance
 
 
-def _logits(subject: _Subject, inputs: Tensor, batches: Batches, classes: int | None = None) -> Tensor:
-    """Logits ``(N, C)`` of the model as it is, float32 on the CPU; finite, and of one width."""
+def _logits(
+    subject: _Subject,
+    inputs: Tensor,
+    batches: Batches,
+    classes: int | None = None,
+    *,
+    as_they_are: bool = False,
+) -> Tensor:
+    """Logits ``(N, C)`` of the model as it is, float32 on the CPU; finite, and of one width.
+
+    Those of a float64 model stay in float64 with ``as_they_are``.
+    """
     device, dtype = subject.home()
 
     def part(rows: slice) -> Tensor:
         batch = inputs[rows]
-        logits = _checks.logits(subject.model(batch.to(device, dtype)), len(batch)).float().cpu()
+        logits = _checks.logits(subject.model(batch.to(device, dtype)), len(batch)).cpu()
         if not bool(logits.isfinite().all()):
             raise ValueError(f"{subject.role} must return finite logits, got NaN or infinity")
         if classes not in (None, logits.shape[1]):
             raise ValueError(f"{subject.role} must return {classes} logits, got {logits.shape[1]}")
-        return logits
+        return logits if as_they_are else logits.float()
 
     # An attack may have switched modes: what is reported is always the model in eval mode.
     with torch.no_grad(), full_float32(), evaluating(subject.model):

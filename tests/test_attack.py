@@ -525,6 +525,16 @@ def test_known_clean_logits_spare_their_pass(
     assert not told.logits.requires_grad
 
 
+def test_known_clean_logits_of_another_precision(linear: nn.Module, images: Any, predict: Any) -> None:
+    x = images(12, dtype=torch.float64)
+    labels = predict(linear, x)
+    attack = TemperaturePGD(eps=0.02, steps=4)
+    asked, told = attack(linear, x, labels), attack(linear, x, labels, clean_logits=linear(x).float())
+    assert told.logits.dtype == torch.float64
+    assert torch.equal(asked.success, told.success)
+    torch.testing.assert_close(asked.margin, told.margin)
+
+
 def test_bad_clean_logits(linear: nn.Module, images: Any) -> None:
     x, labels = images(3, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
     attack = TemperaturePGD(eps=0.02, steps=1)

@@ -218,11 +218,24 @@ def test_all_attacks_share_one_look_at_the_inputs(monkeypatch, record, dtype, ki
     one, less = run({"a": attack})
     passes = [records.manifest["passes"]["model"]["forwards"] for records in (two, one)]
     assert made - less == passes[0] - passes[1]
-    shared = dtype == torch.float32 and kind != "every step"
+    shared = kind != "every step"
     assert made - less == int(alone.forwards.sum()) + 20 - 20 * shared  # the attack's own, and to verify
-    monkeypatch.setattr(evaluation, "_is_told_clean_logits", lambda subject, attack: False)
+    monkeypatch.setattr(evaluation, "_is_told_clean_logits", lambda attack: False)
     same, _ = run({"a": attack})
     assert same.table.equals(one.table)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "temperature-pgd"])
+def test_a_model_may_answer_in_float64_whatever_it_is_asked_in(attack):
+    inputs, labels = samples(30)
+
+    class Wide(Linear):
+        def forward(self, inputs):
+            return self.body(inputs).double()
+
+    wide, plain = (evaluate(net, (inputs, labels), attacks=attack, eps=0.05) for net in (Wide(), Linear()))
+    assert (wide.robust() == plain.robust()).all()
+    assert 0 < wide.robust().sum() < 30
 
 
 class InParts:
