@@ -528,9 +528,9 @@ def _evaluate_part(run: _Run, rows: slice, bar: tqdm[Any]) -> tuple[pa.Table, pa
         columns[f"{subject.prefix}clean_prediction"] = pa.array(clean.argmax(dim=1).numpy())
         columns[f"{subject.prefix}clean_logits"] = _vectors(clean)
         album.add_clean(clean, reference=subject.role == "reference")
+        part = _Part(inputs, labels, ids, exact)
         for name, attack in run.attacks.items():
             bar.set_postfix_str(f"{subject.role} {name}", refresh=True)
-            part = _Part(inputs, labels, ids, exact)
             outcome = _attack(run, subject, name, _rows_of(attack, rows), part, album)
             columns.update({f"{subject.prefix}{name}.{key}": value for key, value in outcome.items()})
             bar.update(len(labels))
@@ -609,9 +609,9 @@ def _attacked(run: _Run, subject: _Subject, name: str, attack: Attack, part: _Pa
     if isinstance(attack, TemperaturePGD | Cascade):
         told = _is_told_clean_logits(attack)
         known = part.clean.to(device) if told else None
-        found = _from_result(
-            attack(subject.model, inputs, labels, ids, batch_size=run.batches, clean_logits=known)
-        )
+        result = attack(subject.model, inputs, labels, ids, batch_size=run.batches, clean_logits=known)
+        _check_shape(name, result.adv_inputs, inputs)
+        found = _from_result(result)
         # Recorded is what an attack takes alone: it stands beside those that look for themselves.
         return dataclasses.replace(found, forwards=found.forwards + int(told))
     if getattr(attack, "takes_parts", False):

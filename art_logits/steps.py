@@ -83,7 +83,6 @@ def radii(start_radius: float, steps: int) -> Tensor:
     [3.0, 2.0, 1.0, 1.0]
     """
     last = settled_at(start_radius, steps)
-    phase = (
-        (torch.arange(steps + 1, dtype=torch.float64) / last).clamp(max=1) if last else torch.ones(steps + 1)
-    )
-    return start_radius + (1 - start_radius) * phase.double()
+    phase = torch.ones(steps + 1, dtype=torch.float64)
+    phase[:last] = torch.arange(last, dtype=torch.float64) / last
+    return start_radius + (1 - start_radius) * phase
