@@ -33,6 +33,7 @@ from .losses import margin as margin_loss
 from .prepare import (
     PRECISIONS,
     Precision,
+    Prepared,
     choose_precision,
     evaluating,
     full_float32,
@@ -45,6 +46,9 @@ from .starts import random_points, sample_hashes
 from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
 
 logger = logging.getLogger(__name__)
+
+# On an H100 a pass of ResNet-18 in float32 takes as long over fewer rows.
+_CLAIMS = 64
 
 SampleIds: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
@@ -230,7 +234,8 @@ class TemperaturePGD:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
         Args:
-            model: maps inputs to logits ``(N, C)``, ``C >= 2``. It is held in eval mode meanwhile.
+            model: maps inputs to logits ``(N, C)``, ``C >= 2``. It is held in eval mode meanwhile. From a
+                prepared one (:func:`art_logits.prepare`) come the gradients, as it computes them.
             inputs: ``(N, ...)``, floating point, within the bounds.
             labels: ``(N,)``, true classes.
             sample_ids: ``(N,)`` integers that key the random starts; a hash of each sample's bytes and
@@ -257,7 +262,7 @@ class TemperaturePGD:
                 ``targeted=True``.
             torch.OutOfMemoryError: not even a single sample fits the memory.
         """
-        model = original_of(model)
+        gradients_of, model = model, original_of(model)
         inputs = _checks.inputs(inputs, Bounds(*self.bounds))
         labels = _checks.labels("labels", labels, len(inputs), inputs.device)
         goals = self._goals(labels, targets)
@@ -270,7 +275,7 @@ class TemperaturePGD:
                 # Hashes take time, and only random starts ask for them.
                 noisy = self.random_start or self.restarts > 1
                 sample_ids = sample_hashes(inputs, labels) if noisy else np.zeros(len(inputs), np.int64)
-            proxy = self._gradient_model(model, inputs)
+            proxy = self._gradient_model(gradients_of, inputs)
             peaks = proxy is not None and self.keep == "best"
             region = _Region(self, inputs.clone(), _checks.sample_ids(sample_ids, len(inputs)), mask, peaks)
             book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
@@ -285,7 +290,9 @@ class TemperaturePGD:
 
     def _gradient_model(self, model: Model, inputs: Tensor) -> Model | None:
         precision: str = self.precision
-        if precision == "auto":
+        if precision == "auto" and isinstance(model, Prepared):
+            precision = model.precision
+        elif precision == "auto":
             precision = choose_precision(model, inputs, fuse=self.fuse)
         # The last of all steps is what the hosts return: in float32 it must be the same point as theirs.
         as_hosts = self.keep == "last" and not self.stop_on_success and precision == "float32"
@@ -304,7 +311,8 @@ class TemperaturePGD:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
         waiting = book.open_cases()
         slots = landed = region.start(waiting[:0])
-        while len(waiting) or len(slots) or len(landed):
+        claims = _Claims(slots, slots.x)
+        while len(waiting) or len(slots) or len(landed) or len(claims):
             free = max(0, book.size - len(slots))
             if free and len(waiting):
                 slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
@@ -312,20 +320,34 @@ class TemperaturePGD:
                 logits, grad = book.gradient(slots)
                 if observer is not None:
                     observer(Step(slots.index, slots.restart, slots.step, slots.x, logits, grad))
-                slots, solved = book.enter(slots, logits)
-                if solved is not None:
-                    going = _where(~solved)
-                    slots, grad = slots.take(going), grad if len(going) == len(grad) else grad[going]
+                slots, leaving = book.enter(slots, logits)
+                if leaving is not None and len(rows := _where(leaving)):
+                    if book.proxy is not None:
+                        claims = claims.join(_Claims(slots, grad).take(rows))
+                    going = _where(~leaving)
+                    slots, grad = slots.take(going), grad[going]
                 slots = region.ascend(slots, grad)
-            done = slots.step >= self.steps
-            if len(rows := _where(done)):
-                landed, slots = landed.join(slots.take(rows)), slots.take(_where(~done))
+            slots, landed = self._parted(slots, landed)
+            # A claim can wait for others, as one pass for all of them costs less; what is refuted goes on.
+            if len(claims) and (len(claims) >= book.enough or not (len(waiting) or len(slots))):
+                if len(rows := _where(~book.confirm(claims.slots))):
+                    refuted = claims.take(rows)
+                    back, landed = self._parted(region.ascend(refuted.slots, refuted.grad), landed)
+                    slots = slots.join(back)
+                claims = claims.take(slice(0))
             # A last iterate needs no gradient: these are evaluated together, unless others wait for it.
             if len(landed) and (len(landed) >= book.size or self._nothing_else(waiting, slots, landed)):
                 unsolved = _where(~book.land(landed))
                 waiting = torch.cat([waiting, landed.take(unsolved).next_restarts(self.restarts)])
                 landed = landed.take(slice(0))
         return book.result()
+
+    def _parted(self, slots: _Slots, landed: _Slots) -> tuple[_Slots, _Slots]:
+        """Those that go on, and those that have run their course, behind the ones that had before."""
+        done = slots.step >= self.steps
+        if len(rows := _where(done)):
+            return slots.take(_where(~done)), landed.join(slots.take(rows))
+        return slots, landed
 
     def _nothing_else(self, waiting: Tensor, slots: _Slots, landed: _Slots) -> bool:
         """Whether free slots wait for those that have landed."""
@@ -397,6 +419,24 @@ class _Slots:
     def next_restarts(self, restarts: int) -> Tensor:
         cases = torch.stack([self.index, self.restart + 1], dim=1)
         return cases[cases[:, 1] < restarts]
+
+
+@dataclass(frozen=True)
+class _Claims:
+    """Points that a stand-in for the model calls a success, with the gradients there, should they be none."""
+
+    slots: _Slots
+    grad: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def take(self, rows: Tensor | slice) -> _Claims:
+        """The claims at these positions, in their order."""
+        return _Claims(self.slots.take(rows), self.grad[rows])
+
+    def join(self, other: _Claims) -> _Claims:
+        return _Claims(self.slots.join(other.slots), _joined((self.grad, other.grad)))
 
 
 class _Region:
@@ -507,6 +547,8 @@ class _Book:
         self.most_rows = {False: rows_per_pass(model, inputs), True: None}
         if not (callable(attack.loss) or temperatures.is_custom(attack.temperature)):
             self.most_rows[True] = rows_per_pass(model, inputs, dtype=getattr(proxy, "dtype", None))
+        #: How many claims are worth a pass of the original.
+        self.enough = self.most_rows[False] or _CLAIMS
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
@@ -618,10 +660,11 @@ class _Book:
         return _joined(logits), _joined(grads)
 
     def enter(self, slots: _Slots, logits: Tensor) -> tuple[_Slots, Tensor | None]:
-        """Note what a pass has shown.
+        """Note what a pass of the model that gives the gradients has shown.
 
         Returns:
-            The slots, and which samples need no further attack, ``(n,)`` bool; None where there are none.
+            The slots, and which of them leave, ``(n,)`` bool: those that are solved, or claim to be where it
+            was not the original that was asked; None where none can.
         """
         if not self.chooses:
             return slots, None
@@ -629,16 +672,15 @@ class _Book:
             solved = self._note(slots, logits, final=False)
             return slots, solved if self.attack.stop_on_success else None
         margin, success = self._outcome(logits, self.goals[slots.index])
-        solved = success & self._moved(slots) & self.attack.stop_on_success
+        claimed = success & self._moved(slots) & self.attack.stop_on_success
         if self.attack.keep == "best":
-            # What the original is about to see is no candidate for the end of the restart.
-            slots = self._raised(slots, self._moved(slots) & ~solved & (margin > slots.height), margin)
-        claimed = _where(solved)
-        if not len(claimed):
-            return slots, None
-        claims = slots.take(claimed)
-        solved[claimed] = self._note(claims, self.forward(claims), final=False)
-        return slots, solved
+            # What the original is going to see is no candidate for the end of the restart.
+            slots = self._raised(slots, self._moved(slots) & ~claimed & (margin > slots.height), margin)
+        return slots, claimed if self.attack.stop_on_success else None
+
+    def confirm(self, claims: _Slots) -> Tensor:
+        """Show the original what another model has called a success; returns which samples are solved."""
+        return self._note(claims, self.forward(claims), final=False)
 
     def land(self, slots: _Slots) -> Tensor:
         """Note how a restart ended; returns which samples need no further attack."""
@@ -647,12 +689,17 @@ class _Book:
             return torch.ones_like(slots.index, dtype=torch.bool)
         if self.proxy is None or self.attack.keep == "last":
             return self._note(slots, self.forward(slots), final=True)
-        slots, found = self.enter(slots, self.forward(slots, proxy=True))
-        solved = torch.zeros_like(slots.index, dtype=torch.bool) if found is None else found
-        if len(unsolved := _where(~solved)):
-            rest = slots.take(unsolved)
+        slots, claimed = self.enter(slots, self.forward(slots, proxy=True))
+        if claimed is None:
+            claimed = torch.zeros_like(slots.index, dtype=torch.bool)
+        # One pass for what is claimed and for the others' best.
+        wide = claimed.view(-1, *[1] * (slots.x.ndim - 1))
+        shown = replace(slots, x=torch.where(wide, slots.x, slots.peak))
+        solved = self._note(shown, self.forward(shown), final=True)
+        if len(refuted := _where(claimed & ~solved)):
+            rest = slots.take(refuted)
             rest = replace(rest, x=rest.peak)
-            solved[unsolved] = self._note(rest, self.forward(rest), final=True)
+            solved[refuted] = self._note(rest, self.forward(rest), final=True)
         return solved
 
     def _raised(self, slots: _Slots, rows: Tensor, margin: Tensor) -> _Slots:

@@ -24,7 +24,7 @@ from ._batches import Batches
 from .attack import AttackResult, SampleIds, Step, TemperaturePGD
 from .balls import get_ball
 from .functional.logits import label_margin
-from .prepare import Precision, choose_precision, original_of, prepared_once
+from .prepare import Precision, Prepared, choose_precision, original_of, prepared_once
 from .starts import sample_hashes
 from .temperature import scaled_gap
 from .types import Bounds, Model, Norm
@@ -206,7 +206,7 @@ class Cascade:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
         Args:
-            model: maps inputs to logits ``(N, C)``, ``C >= 2``. It is held in eval mode meanwhile.
+            model: as :class:`~art_logits.attack.TemperaturePGD` takes it.
             inputs: ``(N, ...)``, floating point, within the bounds.
             labels: ``(N,)``, true classes.
             sample_ids: ``(N,)`` integers that key the random starts; a hash of each sample's bytes and
@@ -227,9 +227,9 @@ class Cascade:
         if not isinstance(batch_size, Batches):
             size = len(inputs) if batch_size is None else batch_size
             batch_size = Batches(_checks.integer("batch_size", size, at_least=1))
-        if self.precision == "auto":
+        if self.precision == "auto" and not isinstance(model, Prepared):
             # Once for all stages: a probe on the few samples that still stand might decide otherwise.
-            chosen = choose_precision(original_of(model), inputs, fuse=self.fuse)
+            chosen = choose_precision(model, inputs, fuse=self.fuse)
             options: dict[str, Any] = {"mask": mask, "batch_size": batch_size, "observer": observer}
             return self.replace(precision=chosen)(
                 model, inputs, labels, sample_ids, clean_logits=clean_logits, **options
@@ -339,24 +339,19 @@ class _Turn(NamedTuple):
     restarts: int
 
 
+@dataclass
 class _Call:
-    """What all stages of one call are given, and which classes their targets are."""
+    """What all stages of one call are given, and the clean logits, which tell the targets."""
 
-    def __init__(
-        self,
-        model: Model,
-        inputs: Tensor,
-        labels: Tensor,
-        ids: SampleIds,
-        mask: Tensor | None,
-        batch_size: Batches,
-        observer: Callable[[Step], None] | None,
-        first: TemperaturePGD,
-    ) -> None:
-        self.model, self.inputs, self.labels, self.ids, self.mask = model, inputs, labels, ids, mask
-        self.batch_size, self.observer = batch_size, observer
-        self.first = first
-        self.clean: Tensor | None = None
+    model: Model
+    inputs: Tensor
+    labels: Tensor
+    ids: SampleIds
+    mask: Tensor | None
+    batch_size: Batches
+    observer: Callable[[Step], None] | None
+    first: TemperaturePGD
+    clean: Tensor | None = None
 
     def open(self, turn: _Turn, known: Tensor | None) -> AttackResult:
         """The first stage, on all samples, once the clean logits are known."""

@@ -35,6 +35,7 @@ from .models import model_hash
 from .prepare import (
     PRECISIONS,
     PROBE,
+    Prepared,
     choose_precision,
     evaluating,
     full_float32,
@@ -98,6 +99,8 @@ def evaluate(
 
     Args:
         model: maps inputs ``(N, ...)`` in the bounds to logits ``(N, C)``; an ``nn.Module``, or a callable.
+            Our attacks take their gradients from a prepared one (:func:`art_logits.prepare`) as it computes
+            them.
         data: a :class:`~art_logits.data.Data`, ``(inputs, labels)``, a map-style dataset of
             ``(input, label)``, or a DataLoader over one.
         attacks: one attack or several, named by a mapping or by themselves. An attack is a
@@ -156,9 +159,9 @@ def evaluate(
     named = _named_attacks(attacks, norm=norm, eps=radius, bounds=samples.bounds, seed=seed)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        subjects = [_Subject("", original_of(model), "model")]
+        subjects = [_Subject("", original_of(model), "model", model)]
         if reference is not None:
-            subjects.append(_Subject("reference.", original_of(reference), "reference"))
+            subjects.append(_Subject("reference.", original_of(reference), "reference", reference))
         training = {subject.role: training_modules(subject.model) for subject in subjects}
         stack.enter_context(_placed([s.model for s in subjects], device))
         stack.enter_context(evaluating(*(s.model for s in subjects)))
@@ -211,11 +214,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 @dataclasses.dataclass(frozen=True)
 class _Subject:
-    """A model under attack, and the prefix of its columns."""
+    """A model under attack, the prefix of its columns, and what our attacks take its gradients from."""
 
     prefix: str
     model: Model
     role: str
+    attacked: Model
 
     def home(self) -> tuple[torch.device, torch.dtype]:
         """Where the model wants its inputs, and as what: float64 for a float64 model, else float32."""
@@ -315,6 +319,9 @@ def _settled(
             return precision
         if stored.get(name) in PRECISIONS:
             return stored[name]
+        if isinstance(subject.attacked, Prepared):
+            # float16 is no precision of an attack's: the model's description has it.
+            return subject.attacked.precision if subject.attacked.precision in PRECISIONS else "auto"
         device, dtype = subject.home()
         inputs, _ = data.batch(slice(0, PROBE))
         return choose_precision(subject.model, inputs.to(device, dtype), fuse=attack.fuse)
@@ -416,6 +423,7 @@ def _identity(
     """Everything that decides the result, and is compared on resume."""
     described = [
         {"name": name or _qualified_name(subject.model), "hash": model_hash(subject.model)}
+        | ({"prepared": subject.attacked.config()} if isinstance(subject.attacked, Prepared) else {})
         for subject, name in zip(run.subjects, names, strict=False)
     ]
     return {
@@ -609,7 +617,7 @@ def _attacked(run: _Run, subject: _Subject, name: str, attack: Attack, part: _Pa
     if isinstance(attack, TemperaturePGD | Cascade):
         told = _is_told_clean_logits(attack)
         known = part.clean.to(device) if told else None
-        result = attack(subject.model, inputs, labels, ids, batch_size=run.batches, clean_logits=known)
+        result = attack(subject.attacked, inputs, labels, ids, batch_size=run.batches, clean_logits=known)
         _check_shape(name, result.adv_inputs, inputs)
         found = _from_result(result)
         # Recorded is what an attack takes alone: it stands beside those that look for themselves.

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,8 @@ class Prepared(nn.Module):
 
     It holds no weights of its own: every call folds those that its original has then, so an optimiser's
     step, ``load_state_dict`` or a write into ``.data`` is never missed. An attack that is given a prepared
-    model takes its :attr:`original`, and prepares that as its own ``precision`` says.
+    model takes its gradients from it, and judges by its :attr:`original`; a ``precision`` of the attack's
+    other than ``"auto"``, and ``fuse=False``, go before those it was prepared with.
 
     Attributes:
         original: the model it was made of.
@@ -172,24 +173,52 @@ class Prepared(nn.Module):
         *,
         fuse: bool,
         channels_last: bool,
-        compiler: dict[str, Any] | None = None,
+        compile: bool | str = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.original, self.precision = original, precision
         self.fuse, self.channels_last = fuse, channels_last
-        self._compiler, self._compared = compiler, False
-        self._kept: tuple[list[int], nn.Module, _Compiled] | None = None
+        self.compiler, self.cuda_graphs = compile, cuda_graphs
+        self._compared = False
+        self._kept: tuple[list[object], nn.Module, _Compiled | _Graphed] | None = None
+        self._variants: dict[tuple[str, bool], Prepared] = {}
 
     @property
     def pairs(self) -> list[Pair]:
         """The convolutions and batch norms that are folded, by their names in the original."""
         return _pairs(self.original) if self.fuse else []
 
+    @property
+    def changes(self) -> bool:
+        """Whether anything but the precision is other than in the original."""
+        return bool(self.pairs or self.channels_last or self.compiler or self.cuda_graphs)
+
+    def config(self) -> dict[str, Any]:
+        """What was asked for, as JSON can hold it."""
+        return {
+            "precision": self.precision,
+            "fuse": self.fuse,
+            "channels_last": self.channels_last,
+            "compile": self.compiler,
+            "cuda_graphs": self.cuda_graphs,
+        }
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(N, C)`` of inputs ``(N, ...)``, in at least float32."""
         with evaluating(self.original):
             logits: Tensor = self.snapshot(inputs)(inputs)
         return logits
+
+    def variant(self, precision: str, *, fuse: bool) -> Prepared:
+        """The same model prepared in the same way but for these two; what it compiles, it compiles once."""
+        fuse = fuse and self.fuse
+        if (precision, fuse) == (self.precision, self.fuse):
+            return self
+        if (precision, fuse) not in self._variants:
+            changes = {**self.config(), "precision": precision, "fuse": fuse}
+            self._variants[precision, fuse] = Prepared(self.original, **changes)
+        return self._variants[precision, fuse]
 
     def snapshot(self, inputs: Tensor) -> nn.Module:
         """The model as it is now, ready for many passes; to be used while its weights stay as they are.
@@ -198,16 +227,23 @@ class Prepared(nn.Module):
         (one forward pass of each): where they differ, the original is used, and the log says so once.
         The original must be held in eval mode meanwhile (:func:`evaluating`).
         """
-        if self._compiler is None:
+        if not (self.compiler or self.cuda_graphs):
             return self._cast(self._folded(inputs))
-        # A compiler works for one set of tensors, into which later weights are written.
-        tensors = [id(tensor) for tensor in (*self.original.parameters(), *self.original.buffers())]
+        # What is compiled or recorded works on one set of tensors, into which later weights are written.
+        own = (*self.original.parameters(), *self.original.buffers())
+        tensors: list[object] = [(id(tensor), tensor.device) for tensor in own]
         if self._kept is not None and self._kept[0] == tensors and self._kept[1] is not self.original:
             refold(self._kept[1], self.original, self.pairs)
         elif self._kept is None or self._kept[0] != tensors:
             net = self._folded(inputs)
-            self._kept = tensors, net, _Compiled(self._cast(net), self._compiler)
+            self._kept = tensors, net, self._quickened(self._cast(net))
         return self._kept[2]
+
+    def _quickened(self, net: Cast) -> _Compiled | _Graphed:
+        if not self.compiler:
+            return _Graphed(net)
+        options: dict[str, Any] = {"mode": "reduce-overhead"} if self.cuda_graphs else {}
+        return _Compiled(net, options | ({"backend": self.compiler} if self.compiler is not True else {}))
 
     def _cast(self, net: nn.Module) -> Cast:
         return Cast(net, self.precision, channels_last=self.channels_last)
@@ -245,21 +281,83 @@ def _keeps_state(module: nn.Module, before: dict[str, Any]) -> bool:
 class _Compiled(nn.Module):
     """A compiled model, or the model itself from the first failure of the compiler on."""
 
-    def __init__(self, model: nn.Module, options: dict[str, Any]) -> None:
+    def __init__(self, model: Cast, options: dict[str, Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, model.dtype
         self.compiled: Callable[[Tensor], Tensor] | None = torch.compile(model, **options)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.compiled is not None:
             try:
-                return self.compiled(inputs)
+                return _copied(self.compiled, inputs)
             except Exception as error:  # compilers fail in many ways, and none is the user's affair
                 self.compiled = None
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                _say_once(self.model, f"the model is not compiled: {reason}")
+                _say_once(self.model, f"the model is not compiled: {_first_line(error)}")
         logits: Tensor = self.model(inputs)
         return logits
+
+
+# From about so many rows on a GPU has enough to compute to be told what comes next in the meantime.
+_MOST_RECORDED = 512
+
+
+class _Graphed(nn.Module):
+    """A model whose passes are recorded as CUDA graphs, one per shape, and replayed.
+
+    A pass over few rows then takes what the GPU needs, not what telling it takes. From the first failure on
+    it is the model itself.
+    """
+
+    def __init__(self, model: Cast) -> None:
+        super().__init__()
+        self.model, self.dtype = model, model.dtype
+        self.recorded: dict[object, Callable[[Tensor], Tensor]] | None = {}
+        self._pool: Any = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.recorded is not None and _can_be_recorded(inputs):
+            differentiable = inputs.requires_grad and torch.is_grad_enabled()
+            key = (inputs.shape, inputs.dtype, inputs.device, differentiable)
+            try:
+                if key not in self.recorded:
+                    self.recorded[key] = self._record(inputs, differentiable)
+                return _copied(self.recorded[key], inputs)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self.recorded = None
+                _say_once(self.model, f"no CUDA graphs: {_first_line(error)}")
+        logits: Tensor = self.model(inputs)
+        return logits
+
+    def _record(self, inputs: Tensor, differentiable: bool) -> Callable[[Tensor], Tensor]:
+        if self._pool is None:
+            # One for all: no two of the graphs are ever in use at a time.
+            self._pool = torch.cuda.graph_pool_handle()
+        sample = inputs.detach().clone().requires_grad_(differentiable)
+
+        def run(x: Tensor) -> Tensor:  # a module's own forward would be replaced
+            logits: Tensor = self.model(x)
+            return logits
+
+        recorded = torch.cuda.make_graphed_callables(run, (sample,), pool=self._pool)
+        return cast("Callable[[Tensor], Tensor]", recorded)
+
+
+def _can_be_recorded(inputs: Tensor) -> bool:
+    return inputs.is_cuda and len(inputs) <= _MOST_RECORDED
+
+
+def _copied(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Logits, and later gradients, as copies: the next pass of a graph writes into the very same tensors."""
+    entry = inputs.view_as(inputs)
+    if entry.requires_grad:
+        entry.register_hook(torch.clone)  # type: ignore[no-untyped-call]
+    return run(entry).clone()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def prepare(
@@ -277,7 +375,8 @@ def prepare(
     else takes the convolution's output. Hooks, shared modules, parametrizations, subclasses of the layers,
     and a module whose forward can't be traced are left alone; the log says once what was given up and why.
     An attack does this by itself (:class:`art_logits.TemperaturePGD`, ``precision``), and measures
-    success on the original.
+    success on the original; given a prepared model, it does it as that was prepared, which is how an attack
+    comes to a compiler, to CUDA graphs or to float16.
 
     Args:
         model: maps inputs ``(N, ...)`` to logits ``(N, C)``.
@@ -288,7 +387,9 @@ def prepare(
             compute faster.
         compile: hand the result to :func:`torch.compile`, by its default backend or the one named. It pays
             after many passes only: compiling takes seconds to minutes.
-        cuda_graphs: compile with CUDA graphs (``mode="reduce-overhead"``); needs a GPU.
+        cuda_graphs: record the passes over up to 512 rows, once for every number of rows, and replay them;
+            with ``compile``, leave that to the compiler (``mode="reduce-overhead"``). Needs a GPU, and memory
+            for each number of rows.
 
     Returns:
         A module that computes what ``model`` does at the moment of each call, up to rounding. Its gradients
@@ -314,16 +415,13 @@ def prepare(
     if not on_gpu and (precision == "float16" or cuda_graphs):
         what = "precision 'float16'" if precision == "float16" else "cuda_graphs"
         raise ValueError(f"{what} needs a model on a GPU: move it there, or use bfloat16 or float32")
-    compiler: dict[str, Any] | None = None
-    if compile or cuda_graphs:
-        compiler = {"mode": "reduce-overhead"} if cuda_graphs else {}
-        compiler |= {"backend": compile} if isinstance(compile, str) else {}
     return Prepared(
         model,
         "float32" if _is_double(model) else precision,
         fuse=fuse,
         channels_last=channels_last and _is_convolutional(model),
-        compiler=compiler,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
     )
 
 
@@ -336,7 +434,7 @@ def gradient_model(model: Model, inputs: Tensor, precision: str, *, fuse: bool) 
     """What an attack takes its gradients from, or None for the model itself, where nothing is to be gained.
 
     Args:
-        model: the original, held in eval mode (:func:`evaluating`).
+        model: the original, held in eval mode (:func:`evaluating`), or a prepared version of it.
         inputs: ``(N, ...)``, what is going to be attacked.
         precision: ``"float32"`` or ``"bfloat16"``.
         fuse: whether the model may be folded and its memory layout changed; done where the model is large
@@ -345,15 +443,18 @@ def gradient_model(model: Model, inputs: Tensor, precision: str, *, fuse: bool) 
     On a GPU on which torch computes float32 in TF32, as it does convolutions unless told otherwise, so are
     gradients at ``"float32"``: it takes a fraction of the time, and is what the model's user gets.
     """
-    if not isinstance(model, nn.Module) or inputs.dtype == torch.float64 or _is_double(model):
+    original = original_of(model)
+    if not isinstance(original, nn.Module) or inputs.dtype == torch.float64 or _is_double(original):
         return None
-    worthwhile = _is_worthwhile(model, inputs)
+    asked = model.variant(precision, fuse=fuse) if isinstance(model, Prepared) else None
+    worthwhile = _is_worthwhile(original, inputs)
     fuse = fuse and worthwhile
-    snapshots, key = _snapshots.get(model, {}), (precision, fuse, inputs.shape[1:], inputs.device)
+    key = (precision, fuse, asked, inputs.shape[1:], inputs.device)
+    snapshots = _snapshots.get(original, {})
     if key not in snapshots:
-        prepared = prepare(model, precision=precision, fuse=fuse, channels_last=fuse)
+        prepared = asked or prepare(original, precision=precision, fuse=fuse, channels_last=fuse)
         rounded = precision != "float32" or (worthwhile and _computes_in_tf32(inputs.device))
-        gains = rounded or prepared.channels_last or bool(prepared.pairs)
+        gains = rounded or prepared.changes
         snapshots[key] = prepared.snapshot(inputs) if gains else None
     return snapshots[key]
 

@@ -41,6 +41,7 @@ first was measured, without the bare costs:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -201,8 +202,14 @@ def run_art_plugin(setting: Setting, seed: int, precision: str) -> Found:
     return _run_art(setting, art_plugin.TemperaturePGD, **options)
 
 
-def run_core(setting: Setting, seed: int, precision: str, fuse: bool = True, stop: bool = True) -> Found:
-    """Our PGD on the whole set of samples."""
+#: Made once per model, since compilers and CUDA graphs begin anew with every other one.
+prepared = functools.cache(prepare)
+
+
+def run_core(
+    setting: Setting, seed: int, precision: str, fuse: bool = True, stop: bool = True, **switches: bool
+) -> Found:
+    """Our PGD on the whole set of samples; with switches of ``prepare``, on a model so prepared."""
     attack = TemperaturePGD(
         eps=setting.eps,
         norm=setting.norm,
@@ -214,6 +221,8 @@ def run_core(setting: Setting, seed: int, precision: str, fuse: bool = True, sto
         precision=precision,
         fuse=fuse,
     )
+    if switches:
+        setting = replace(setting, model=prepared(setting.model, precision=precision, **switches))
     return _found(attack, setting)
 
 
@@ -222,8 +231,10 @@ def run_gap(setting: Setting, seed: int) -> Found:
     return _found(TemperaturePGD(eps=setting.eps, norm=setting.norm, steps=setting.steps, seed=seed), setting)
 
 
-def run_preset(setting: Setting, seed: int) -> Found:
+def run_preset(setting: Setting, seed: int, **switches: Any) -> Found:
     """The default attack of an evaluation."""
+    if switches:
+        setting = replace(setting, model=prepared(setting.model, **switches))
     _, attack = parse_attack("temperature-pgd", norm=setting.norm, eps=setting.eps, seed=seed)
     return _found(attack, setting)
 
@@ -243,8 +254,12 @@ CONTENDERS: Mapping[str, Contender] = {
     "ours, float32, plain": partial(run_core, precision="float32", fuse=False),
     "ours, float32": partial(run_core, precision="float32"),
     "ours, bfloat16": partial(run_core, precision="bfloat16"),
+    "ours, float32, compiled": partial(run_core, precision="float32", compile=True),
+    "ours, bfloat16, compiled": partial(run_core, precision="bfloat16", compile=True),
+    "ours, bfloat16, CUDA graphs": partial(run_core, precision="bfloat16", cuda_graphs=True),
     "ours, gap": run_gap,
     "temperature-pgd": run_preset,
+    "temperature-pgd, CUDA graphs": partial(run_preset, precision="bfloat16", cuda_graphs=True),
     "torchattacks drop-in, float32": partial(run_torchattacks_plugin, precision="float32"),
     "torchattacks drop-in, bfloat16": partial(run_torchattacks_plugin, precision="bfloat16"),
     "ART drop-in, bfloat16": partial(run_art_plugin, precision="bfloat16"),

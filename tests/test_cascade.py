@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from art_logits import AttackResult, TemperaturePGD, evaluate
+from art_logits import AttackResult, TemperaturePGD, evaluate, prepare
 from art_logits.cascade import Cascade, _Near, _replaced, _Spread, _Turn, quick, rows_of, strong
 from art_logits.presets import parse_attack
 
@@ -238,6 +238,17 @@ def test_the_precision_is_chosen_once_for_all_stages(net, images, predict, monke
     result = mixed()(net, x, predict(net, x))
     assert asked == [20]
     assert_same(result, mixed(precision="float32")(net, x, predict(net, x)))
+
+
+def test_a_prepared_model_gives_the_gradients_of_all_stages(net, images, predict, monkeypatch):
+    monkeypatch.setattr("art_logits.cascade.choose_precision", None)  # it has been chosen
+    monkeypatch.setattr(__import__("sys").modules["art_logits.prepare"], "_WORTHWHILE", 0)
+    x = images(20)
+    labels = predict(net, x)
+    found = mixed()(prepare(net, precision="bfloat16"), x, labels)
+    assert_same(found, mixed(precision="bfloat16")(net, x, labels))
+    with pytest.raises(AssertionError):
+        assert_same(found, mixed(precision="float32")(net, x, labels))
 
 
 def test_cascades_are_compared_by_their_stages():

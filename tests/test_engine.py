@@ -133,6 +133,34 @@ def test_an_unverified_success_goes_on(
     assert torch.equal(found.success, plain.success)
 
 
+@pytest.mark.parametrize(("enough", "most", "few"), [(1, 20, 3), (1000, 2, 1)])
+def test_claims_wait_for_one_another(
+    curved: nn.Module,
+    images: Any,
+    predict: Any,
+    record: Any,
+    proposing: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    enough: int,
+    most: int,
+    few: int,
+) -> None:
+    """One pass of the original for many of them; who waits for whom decides nothing else."""
+    monkeypatch.setattr(attack, "_CLAIMS", enough)
+    x = images(40, dtype=torch.float64)
+    labels = predict(curved, x)
+    proposing(None)
+    plain = pgd(curved, x, labels, eps=0.02, steps=8)
+    original = record(curved)
+    proposing(Bent(curved, 0.0))
+    found = pgd(original, x, labels, eps=0.02, steps=8, batch_size=30)
+    assert 5 < int(found.success.sum()) < 35
+    assert torch.equal(found.adv_inputs, plain.adv_inputs)
+    # Clean in two parts; what was claimed, and how the others ended.
+    assert few <= len(original.rows) - 2 - 1 <= most
+    assert sum(original.rows) == 40 + 40
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_success_that_was_never_proposed_is_found_at_the_end(
     curved: nn.Module, images: Any, predict: Any, proposing: Any, keep: str
@@ -307,10 +335,46 @@ def test_precision_has_no_effect_on_float64_models(curved: nn.Module, images: An
     same(pgd(curved, x, labels, precision="bfloat16"), pgd(curved, x, labels, precision="float32"))
 
 
-def test_an_attack_on_a_prepared_model_measures_its_original(net: nn.Module, images: Any) -> None:
+@pytest.mark.parametrize(
+    ("prepared", "asked", "as_asked"),
+    [
+        ({"precision": "bfloat16"}, {}, {"precision": "bfloat16"}),
+        ({"precision": "bfloat16"}, {"precision": "float32"}, {"precision": "float32"}),
+        ({"precision": "bfloat16"}, {"fuse": False}, {"precision": "bfloat16", "fuse": False}),
+        ({"precision": "float32", "fuse": False}, {}, {"precision": "float32", "fuse": False}),
+    ],
+    ids=str,
+)
+def test_gradients_come_from_a_prepared_model_and_verdicts_from_its_original(
+    net: nn.Module, images: Any, large: None, prepared: Any, asked: Any, as_asked: Any
+) -> None:
+    x, labels = images(20), torch.arange(20) % 5
+    model = MODULE.prepare(net, channels_last=prepared.get("fuse", True), **prepared)
+    found = pgd(model, x, labels, eps=0.02, steps=3, **asked)
+    same(found, pgd(net, x, labels, eps=0.02, steps=3, **as_asked))
+    with torch.no_grad():
+        assert torch.equal(found.success, net(found.adv_inputs).argmax(dim=1) != labels)
+
+
+def test_a_small_model_is_prepared_where_that_was_asked_for(
+    net: nn.Module, images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And compiled, once: the switches of :func:`prepare` reach an attack through the model it is given."""
+    compiled: list[nn.Module] = []
+
+    def compiler(model: nn.Module, **options: Any) -> nn.Module:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiler)
     x, labels = images(10), torch.arange(10) % 5
-    prepared = MODULE.prepare(net, precision="bfloat16")
-    same(pgd(prepared, x, labels, steps=3), pgd(net, x, labels, steps=3))
+    model = MODULE.prepare(net, compile=True)
+    for _ in range(2):
+        found = pgd(model, x, labels, eps=0.02, steps=3)
+    plain = pgd(net, x, labels, eps=0.02, steps=3)
+    assert len(compiled) == 1
+    torch.testing.assert_close(found.adv_inputs, plain.adv_inputs)
+    assert int(found.forwards.sum()) > int(plain.forwards.sum())  # the original's passes, which verify
 
 
 @pytest.mark.usefixtures("large")

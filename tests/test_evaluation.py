@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from art_logits import AttackResult, TemperaturePGD, evaluation
+from art_logits import AttackResult, TemperaturePGD, evaluation, prepare
 from art_logits.cascade import Cascade
 from art_logits.data import as_data, load_data
 from art_logits.evaluation import evaluate, resolve_device
@@ -607,6 +607,26 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch
         evaluate(Linear(), samples(20), **options, resume=True, precision="float32")
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_our_attacks_take_their_gradients_from_a_prepared_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "choose_precision", None)  # it has been chosen
+    options = {"attacks": {"a": TemperaturePGD(eps=0.05, steps=2)}}
+    net = Linear()
+    found = evaluate(prepare(net, precision="bfloat16"), samples(20), **options, out=tmp_path / "run")
+    expected = evaluate(net, samples(20), **options, precision="bfloat16")
+    assert found.table.equals(expected.table)
+    assert precisions(found) == {"a": "bfloat16"}
+    described = found.manifest["identity"]["model"]
+    assert described == {
+        **expected.manifest["identity"]["model"],
+        "name": "Linear",
+        "prepared": prepare(net, precision="bfloat16").config(),
+    }
+    assert json.loads(json.dumps(described)) == described
+    with pytest.raises(ValueError, match="model"):
+        evaluate(net, samples(20), **options, out=tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize("manifest", ["{}", "nonsense", '{"format": 1, "identity": {"attacks": {"a": 3}}}'])
 def test_a_damaged_manifest_is_left_to_the_writer(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
@@ -670,14 +690,3 @@ def test_what_fits_the_gradients_of_a_cascade_is_remembered_from_part_to_part():
     assert found.table.equals(expected.table)
     # 10 rows, then 5, in the first part alone.
     assert Cramped.tries == 2
-
-
-def test_a_prepared_model_is_evaluated_as_its_original():
-    from art_logits import prepare
-
-    model = Linear()
-    options = {"attacks": TemperaturePGD(eps=0.05, steps=3)}
-    expected = evaluate(model, samples(10), **options)
-    found = evaluate(prepare(model, precision="bfloat16"), samples(10), **options)
-    assert found.table.equals(expected.table)
-    assert found.manifest["identity"]["model"] == expected.manifest["identity"]["model"]

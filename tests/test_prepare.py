@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from art_logits.counting import Counted
 from art_logits.folding import Pair
 from art_logits.prepare import (
     Cast,
+    Prepared,
     choose_precision,
     evaluating,
     full_float32,
@@ -414,6 +416,113 @@ def test_what_cannot_be_compiled_runs_without(
         for _ in range(2):
             torch.testing.assert_close(fast(images(3)), net(images(3)), rtol=1e-4, atol=1e-4)
     assert warnings(caplog) == ["Cast: the model is not compiled: no compiler here"]
+
+
+class _Replayed(torch.autograd.Function):
+    """What a recorded graph does: every pass writes into the same tensors, backward ones too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, memory: Any) -> Tensor:
+        ctx.memory = memory
+        memory.x.data.copy_(x)
+        with torch.enable_grad():
+            memory.made = memory.run(memory.x)
+        memory.logits.copy_(memory.made.detach())
+        return memory.logits.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (slope,) = torch.autograd.grad(ctx.memory.made, ctx.memory.x, grad)
+        ctx.memory.slope.copy_(slope)
+        return ctx.memory.slope.detach(), None
+
+
+def replaying(run: Callable[[Tensor], Tensor], samples: tuple[Tensor], pool: Any) -> Any:
+    """In place of ``torch.cuda.make_graphed_callables``, which needs a GPU."""
+    (sample,) = samples
+    with torch.no_grad():
+        logits = run(sample)
+    memory = SimpleNamespace(run=run, x=sample, logits=logits.clone(), slope=torch.zeros_like(sample))
+    return lambda x: _Replayed.apply(x, memory)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stands in for CUDA graphs, and notes for how many rows one was recorded."""
+    rows: list[int] = []
+
+    def record(run: Any, samples: Any, pool: Any = None) -> Any:
+        rows.append(len(samples[0]))
+        return replaying(run, samples, pool)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(MODULE, "_can_be_recorded", lambda x: len(x) <= 6)
+    return rows
+
+
+def recorded(net: nn.Module, **options: Any) -> Prepared:
+    """A model prepared with CUDA graphs, which :func:`prepare` refuses without a GPU."""
+    return Prepared(net, "float32", fuse=True, channels_last=True, cuda_graphs=True, **options)
+
+
+def test_passes_are_recorded_once_per_shape_and_nothing_is_overwritten(
+    net: nn.Module, images: Any, graphs: list[int]
+) -> None:
+    x, fast = images(9), recorded(net)
+    halves = [logits_and_gradient(fast, x[rows]) for rows in (slice(0, 4), slice(4, 8), slice(3, 9))]
+    for rows, found in zip((slice(0, 4), slice(4, 8), slice(3, 9)), halves, strict=True):
+        for mine, expected in zip(found, logits_and_gradient(net, x[rows]), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        first, second = fast(x[:4]), fast(x[4:8])
+    assert not torch.equal(first, second)
+    assert graphs == [4, 6, 4]  # without gradients it is another graph
+    logits_and_gradient(fast, x)
+    assert graphs == [4, 6, 4]  # too many rows
+
+
+def test_what_was_recorded_sees_later_weights(net: nn.Module, images: Any, graphs: list[int]) -> None:
+    x, fast = images(4), recorded(net)
+    before = fast(x)
+    by_optimizer(net, x)
+    net.zero_grad()
+    assert not torch.allclose(fast(x), before, atol=1e-3)
+    torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-4)
+    assert graphs == [4]
+
+
+def test_what_cannot_be_recorded_runs_without(
+    net: nn.Module, images: Any, graphs: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", broken)
+    fast = recorded(net)
+    with caplog.at_level(logging.WARNING, logger="art_logits"):
+        for _ in range(2):
+            torch.testing.assert_close(fast(images(3)), net(images(3)), rtol=1e-4, atol=1e-4)
+    assert warnings(caplog) == ["Cast: no CUDA graphs: operation not permitted when stream is capturing"]
+
+
+def test_an_attack_through_recorded_passes(net: nn.Module, images: Any, graphs: list[int]) -> None:
+    x, labels = images(12), torch.arange(12) % 5
+    options: dict[str, Any] = {"eps": 0.02, "steps": 4}
+    found = art_logits.pgd(recorded(net), x, labels, **options, batch_size=6)
+    plain = art_logits.pgd(prepare(net), x, labels, **options)
+    torch.testing.assert_close(found.adv_inputs, plain.adv_inputs)
+    assert torch.equal(found.success, plain.success)
+    assert graphs
+
+
+def test_a_variant_differs_in_what_was_asked_and_is_made_once(net: nn.Module) -> None:
+    fast = prepare(net, precision="bfloat16", compile="eager")
+    assert fast.variant("bfloat16", fuse=True) is fast
+    exact = fast.variant("float32", fuse=False)
+    assert exact.config() == {**fast.config(), "precision": "float32", "fuse": False}
+    assert fast.variant("float32", fuse=False) is exact
+    assert exact.variant("float32", fuse=True) is exact  # what was switched off stays off
 
 
 # What an attack takes its gradients from --------------------------------------------------------------
