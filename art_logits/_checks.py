@@ -21,7 +21,14 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real | np.number) and not isinstance(value, bool | np.bool_)
 
 
-def number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> float:
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> float:
     """Return ``value`` as a finite float within the limits.
 
     Raises:
@@ -31,9 +38,10 @@ def number(name: str, value: object, *, above: float | None = None, at_least: fl
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {reprlib.repr(value)} of type {type(value).__name__}")
     result = float(value)
-    limit = f" > {above:g}" if above is not None else f" >= {at_least:g}" if at_least is not None else ""
+    limits = [(" >", above), (" >=", at_least), (" and <=", at_most)]
+    limit = "".join(f"{sign} {bound:g}" for sign, bound in limits if bound is not None)
     below = (above is not None and result <= above) or (at_least is not None and result < at_least)
-    if not math.isfinite(result) or below:
+    if not math.isfinite(result) or below or (at_most is not None and result > at_most):
         raise ValueError(f"{name} must be a finite number{limit}, got {value!r}")
     return result
 

@@ -42,7 +42,7 @@ from .prepare import (
     rows_per_pass,
     rows_to_hand_over,
 )
-from .starts import random_points, sample_hashes
+from .starts import random_choices, random_points, sample_hashes
 from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,10 @@ class TemperaturePGD:
         loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"``, ``"probability_margin"``, or a callable
             ``(logits (N, C), labels (N,)) -> (N,)``, larger = more adversarial.
         restarts: runs per sample, >= 1; the best is kept, by success first and by margin then.
+        redraw: share of the elements that a restart after the first draws anew, in (0, 1]; the others are
+            those of the sample's best point so far. 1 for a start of its own. With less, restarts search on
+            from what was found (basin hopping, Wales & Doye 1997), which pays where random starts end at
+            different margins; a shorter first step, of half of eps, keeps them from losing it again.
         random_start: start from a uniform point of the ball instead of the input. Restarts after the
             first always do.
         targeted: ascend towards ``targets`` instead of away from ``labels``.
@@ -171,6 +175,7 @@ class TemperaturePGD:
     temperature: float | Literal["gap", "auto"] | tuple[float, ...] | list[float] | Temperature = "gap"
     loss: str | Loss = "cross_entropy"
     restarts: int = 1
+    redraw: float = 1.0
     random_start: bool = True
     targeted: bool = False
     bounds: Bounds | tuple[float, float] = (0.0, 1.0)
@@ -192,6 +197,7 @@ class TemperaturePGD:
             "keep": _checks.choice("keep", self.keep, ("best", "last")),
             "momentum": _checks.number("momentum", self.momentum, at_least=0.0),
             "start_radius": _checks.number("start_radius", self.start_radius, at_least=1.0),
+            "redraw": _checks.number("redraw", self.redraw, above=0.0, at_most=1.0),
             "precision": _checks.choice("precision", self.precision, PRECISIONS),
         }
         for flag in ("random_start", "targeted", "stop_on_success", "fuse"):
@@ -310,12 +316,12 @@ class TemperaturePGD:
     def _run(self, region: _Region, book: _Book, observer: Callable[[Step], None] | None) -> AttackResult:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
         waiting = book.open_cases()
-        slots = landed = region.start(waiting[:0])
+        slots = landed = region.start(waiting[:0], book.x)
         claims = _Claims(slots, slots.x)
         while len(waiting) or len(slots) or len(landed) or len(claims):
             free = max(0, book.size - len(slots))
             if free and len(waiting):
-                slots, waiting = slots.join(region.start(waiting[:free])), waiting[free:]
+                slots, waiting = slots.join(region.start(waiting[:free], book.x)), waiting[free:]
             if self.steps:
                 logits, grad = book.gradient(slots)
                 if observer is not None:
@@ -473,19 +479,28 @@ class _Region:
             f"{name} must be a number or have shape ({count},), got {tuple(result.shape)}{elementwise}"
         )
 
-    def start(self, cases: Tensor) -> _Slots:
-        """Slots for ``cases``, rows of (index, restart), each at its own starting point."""
+    def start(self, cases: Tensor, best: Tensor) -> _Slots:
+        """Slots for ``cases``, rows of (index, restart), each at its own starting point.
+
+        ``best`` are the best points of all samples so far, which restarts may begin near.
+        """
         index, restart = cases.unbind(dim=1)
         x, step = self.inputs[index], torch.zeros_like(index)
         noisy = ((restart > 0) | self.attack.random_start).nonzero().squeeze(1)
         if len(noisy):
-            rows = index[noisy]
+            rows, base = index[noisy], x[noisy]
             radius = self._radius(rows, step[noisy])
-            keys = self.ids[rows.cpu().numpy()].tolist()
-            points = random_points(
-                self.ball, x[noisy], seed=self.attack.seed, sample_ids=keys, restarts=restart[noisy].tolist()
-            )
-            x[noisy] = self._within(x[noisy], radius, self._masked(rows, points * radius))
+            keys: dict[str, Any] = {
+                "seed": self.attack.seed,
+                "sample_ids": self.ids[rows.cpu().numpy()].tolist(),
+                "restarts": restart[noisy].tolist(),
+            }
+            delta = self._masked(rows, random_points(self.ball, base, **keys) * radius)
+            if self.attack.redraw < 1:
+                first = (restart[noisy] == 0).view(-1, *[1] * (x.ndim - 1))
+                drawn = first | random_choices(self.attack.redraw, base, **keys)
+                delta = torch.where(drawn, delta, best[rows] - base)
+            x[noisy] = self._within(base, radius, delta)
         nothing = x.flatten(1)[:, :0]
         velocity = torch.zeros_like(x) if self.attack.momentum else nothing
         height = x.new_full((len(x),), -torch.inf)

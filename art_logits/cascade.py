@@ -496,6 +496,11 @@ _OUTSIDE: dict[str, list[_Options]] = {
         {"temperature": 0.5, "step_size": 2.0, "start_radius": 6.0, "steps": 40},
     ],
 }
+#: Restarts near the best point, for the few samples so near that the draw of a start decides.
+_HOPS: _Options = {"temperature": 0.5, "step_size": 0.5, "steps": 10, "restarts": 160, "redraw": 0.2}
+_HOPS |= {"reach": 0.1, "spreads": 0.5}
+#: What :func:`strong` may spend on a sample: in Linf a round and these restarts.
+_PASSES = {"Linf": 4400, "L2": 1000, "L1": 1000}
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}
 _SECOND: _Options = {"targeted": True, "aim": 1}
 #: What a turn says to the cascade; all else is its attack's.
@@ -551,7 +556,7 @@ def strong(
     norm: Norm = "Linf",
     bounds: Bounds | tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
-    passes: int = 1000,
+    passes: int | None = None,
     precision: Precision = "auto",
     fuse: bool = True,
 ) -> Cascade:
@@ -562,18 +567,20 @@ def strong(
     size of the first, target. It begins with the stages of :func:`quick`, for more samples, and from 500
     passes on (800 in L2 and L1) breaks all that that breaks. Two temperatures and three targets are tried on
     every sample that stands, whatever came before, and three runs that begin outside of the ball in L1, and
-    in L2 where gradients are masked; all else on those within 0.3 of their clean margin. The turns are the
-    same for every model, and none depends on the scale of its logits. ``benchmarks/strength.py`` has the
-    figures, and how they were chosen.
+    in L2 where gradients are masked; all else on those within 0.3 of their clean margin. In Linf the few
+    within 0.1 for which the draw of a start decides (``spreads``) get some 150 short restarts near their best
+    point (``redraw``). The turns are the same for every model, and none depends on the scale of its logits.
+    ``benchmarks/strength.py`` has the figures, and how they were chosen.
 
     Args:
         eps: radius of the ball, in the unit of the inputs, >= 0.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         bounds: range of valid inputs.
         seed: of the random starts, below 2**32.
-        passes: what one sample may cost, forward and backward passes together, >= 23, one stage. Few cost
-            that much: who is broken earlier or stays far from it costs less. AutoAttack spends nearly 10,000
-            on a sample that it does not break.
+        passes: what one sample may cost, forward and backward passes together, >= 23, one stage; by default
+            4400 in Linf, 1000 in L2 and L1. Few cost that much: who is broken earlier, stays far from it or
+            ends at one margin wherever a run starts costs less. AutoAttack spends nearly 10,000 on a sample
+            that it does not break.
         precision: as :class:`~art_logits.attack.TemperaturePGD` takes it.
         fuse: as :class:`~art_logits.attack.TemperaturePGD` takes it.
 
@@ -583,17 +590,19 @@ def strong(
 
     >>> attack = strong(eps=8 / 255)
     >>> len(attack.stages), attack.reach[:6]
-    (21, (None, 0.3, None, None, 0.3, 0.3))
+    (24, (None, 0.3, None, None, 0.3, 0.3))
     """
     clean = 1
     opening = _opening(norm)
-    left = _checks.integer("passes", passes, at_least=clean + _cost(opening[0])) - clean
+    asked = _PASSES[_checks.choice("norm", norm, _PASSES)] if passes is None else passes
+    left = _checks.integer("passes", asked, at_least=clean + _cost(opening[0])) - clean
     turns: list[_Options] = []
     for turn in itertools.chain(opening, _rounds(norm)):
-        if left < _cost(turn):
+        restarts = min(turn.get("restarts", 1), left // _cost(turn))
+        if not restarts:
             break
-        left -= _cost(turn)
-        turns.append(turn)
+        left -= restarts * _cost(turn)
+        turns.append({**turn, "restarts": restarts})
     return _in_turn(turns, eps, norm, bounds, seed, precision, fuse)
 
 
@@ -688,10 +697,12 @@ def _rounds(norm: Norm) -> Iterator[_Options]:
             *again,
         ):
             yield {"steps": 20, "reach": 0.3, **turn}
+        if aim == _OPENING_AIMS and norm == "Linf":
+            yield _HOPS
 
 
 def _cost(turn: _Options) -> int:
-    """Passes of a stage on a sample that it does not break: the steps and the last iterate.
+    """Passes of a run on a sample that it does not break: the steps and the last iterate.
 
     One more verifies the best iterate where a copy of the model gives the gradients.
     """

@@ -96,6 +96,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "temperature": _number_or_word,
     "loss": str,
     "restarts": read_integer,
+    "redraw": parse_number,
     "random_start": read_boolean,
     "stop_on_success": read_boolean,
     "keep": str,

@@ -31,10 +31,10 @@ def generator(seed: int, sample_id: int, restart: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(_seeds(seed, sample_id, restart)))
 
 
-def _seeds(seed: int, sample_id: int, restart: int) -> np.random.SeedSequence:
+def _seeds(*keys: int) -> np.random.SeedSequence:
     # Words of fixed width: SeedSequence writes numbers one after the other, each as long as it needs.
-    keys = np.array([int(key) % 2**64 for key in (seed, sample_id, restart)], dtype="<u8")
-    return np.random.SeedSequence(keys.view("<u4"))
+    words = np.array([int(key) % 2**64 for key in keys], dtype="<u8")
+    return np.random.SeedSequence(words.view("<u4"))
 
 
 def random_points(
@@ -56,6 +56,19 @@ def random_points(
     if not points:
         return torch.zeros_like(like)
     return torch.from_numpy(np.stack(points)).to(like).view_as(like)
+
+
+def random_choices(
+    share: float, like: Tensor, *, seed: int, sample_ids: Iterable[int], restarts: Iterable[int]
+) -> Tensor:
+    """Which elements of each sample are among a share of them, each by its own draw; bool, as ``like``.
+
+    Independent of the points that :func:`random_points` draws for the same keys.
+    """
+    # One word more than a point has.
+    seeds = [_seeds(seed, *pair, 1) for pair in zip(sample_ids, restarts, strict=True)]
+    size = like[0].numel() if len(like) else 0
+    return (uniform_numbers(seeds, size, like.device) < share).view_as(like)
 
 
 def uniform_numbers(

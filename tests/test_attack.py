@@ -659,6 +659,76 @@ def test_half_precision_models_give_single_precision_logits(net: nn.Module, imag
     assert result.logits.dtype == torch.float32
 
 
+# Restarts near the best point --------------------------------------------------------------------------
+
+
+class Rugged(nn.Module):
+    """Each element has a low and a high hill within the ball, and all must be on their high one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        delta = 10 * (x.flatten(1) - 0.5)
+        hills = torch.maximum(1 - (delta - 0.5).abs() / 0.5, 0.5 - (delta + 0.5).abs())
+        other = hills.mean(dim=1, keepdim=True) - 0.95
+        return torch.cat([torch.zeros_like(other), other], dim=1)
+
+
+def test_restarts_near_the_best_point_climb_where_fresh_ones_draw_lots() -> None:
+    """Of 16 elements a random start brings half to the high hill, and 15 of them must be there."""
+    x, labels, ids = (
+        torch.full((12, 16), 0.5, dtype=torch.float64),
+        torch.zeros(12, dtype=int),
+        torch.arange(12),
+    )
+    options: dict[str, Any] = {"eps": 0.1, "steps": 10, "temperature": 1.0, "restarts": 150}
+    options["step_size"] = lambda step, steps: 0.02 * (1 - step / steps)
+    fresh = TemperaturePGD(**options)(Rugged(), x, labels, ids)
+    near = TemperaturePGD(redraw=0.1, **options)(Rugged(), x, labels, ids)
+    assert int(fresh.success.sum()) <= 2
+    assert int(near.success.sum()) >= 10
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_restart_redraws_a_share_of_the_best_point(
+    curved: nn.Module, images: Any, norm: str, keep: str
+) -> None:
+    x, labels = images(30, dtype=torch.float64), torch.arange(30) % 3
+    eps = {"Linf": 0.02, "L2": 0.2, "L1": 1.0}[norm]
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "steps": 2, "stop_on_success": False, "keep": keep}
+    ids = torch.arange(30)
+    first = TemperaturePGD(**options)(curved, x, labels, ids)
+    starts: dict[tuple[int, int], Tensor] = {}
+
+    def note(step: Step) -> None:
+        for row, restart, number, point in zip(step.rows, step.restart, step.step, step.inputs, strict=True):
+            if number == 0:
+                starts[int(row), int(restart)] = point
+
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    mask[..., :2] = 0
+    for weights in (None, mask):
+        starts.clear()
+        attack = TemperaturePGD(restarts=3, redraw=0.25, **options)
+        attack(curved, x, labels, ids, mask=weights, observer=note)
+        assert len(starts) == 90
+        inside = torch.stack([starts[row, 1] for row in range(30)])
+        assert float(BALLS[norm].norm(inside - x).max()) <= eps * (1 + 1e-9)
+        if weights is not None:
+            assert torch.equal(inside[..., :2], x[..., :2])
+        elif norm == "Linf":  # elsewhere the projection moves them all
+            kept = (inside == first.adv_inputs).double().mean()
+            assert 0.70 < float(kept) < 0.80
+    whole = TemperaturePGD(restarts=3, redraw=1.0, **options)(curved, x, labels, ids)
+    plain = TemperaturePGD(restarts=3, **options)(curved, x, labels, ids)
+    assert torch.equal(whole.adv_inputs, plain.adv_inputs)
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -0.1])
+def test_a_share_is_above_zero_and_at_most_one(share: float) -> None:
+    with pytest.raises(ValueError, match=r"redraw must be a finite number > 0 and <= 1, got"):
+        TemperaturePGD(redraw=share)
+
+
 # The config -------------------------------------------------------------------------------------------
 
 
@@ -671,6 +741,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "temperature": "gap",
         "loss": "cross_entropy",
         "restarts": 1,
+        "redraw": 1.0,
         "random_start": True,
         "targeted": False,
         "bounds": [0.0, 1.0],

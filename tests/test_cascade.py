@@ -513,17 +513,21 @@ def test_spreads_are_part_of_an_attack():
 # strong and quick ------------------------------------------------------------------------------------------
 
 
-@given(st.integers(43, 3000), st.integers(0, 2**32 - 1))
+@given(st.integers(43, 6000), st.integers(0, 2**32 - 1))
 @settings(max_examples=25)
 def test_strong_keeps_to_its_budget(passes, seed):
     attack = strong(eps=EPS, passes=passes, seed=seed)
-    cost = [1] + [2 * part.steps + 2 for part in attack.stages]
+    cost = [1] + [part.restarts * (2 * part.steps + 2) for part in attack.stages]
     assert passes - 102 < sum(cost) <= passes
     assert attack.stages[0] == quick(eps=EPS, seed=seed).stages[0]
     assert len({part.seed for part in attack.stages}) == len(attack.stages)
     assert all(part.stop_on_success and part.keep == "best" for part in attack.stages)
     longer = strong(eps=EPS, passes=passes + 100, seed=seed)
-    assert longer.stages[: len(attack.stages)] == attack.stages
+    pairs = zip(attack.stages, longer.stages, strict=False)  # the longer one may have more of them
+    assert all(replace(mine, restarts=more.restarts) == more for mine, more in pairs)
+    assert all(
+        mine.restarts <= more.restarts for mine, more in zip(attack.stages, longer.stages, strict=False)
+    )
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
@@ -549,7 +553,7 @@ def test_quick_aims_at_the_second_class_where_the_norm_lets_it_pay():
 
 
 def test_strong_goes_round_the_wrong_classes():
-    attack = strong(passes=3000)
+    attack = strong(passes=6500)
     first = len(quick().stages)
     aims = [aim for part, aim in zip(attack.stages, attack.aims, strict=True) if part.targeted][3:]
     likeliest = [part.steps == 50 for part in attack.stages[first:] if part.targeted]
@@ -563,8 +567,30 @@ def test_strong_takes_turns_in_losses_temperatures_first_steps_and_targets():
     scales = {part.temperature.keywords["scale"] for part in attack.stages if callable(part.temperature)}
     assert scales == {0.25, 0.5, 1.0, 2.0}
     firsts = {round(part.step_size(0, 20) / attack.eps, 6) for part in attack.stages}
-    assert firsts == {0.75, 1.0, 1.5, 2.0}
+    assert firsts == {0.5, 0.75, 1.0, 1.5, 2.0}
     assert attack.eps == 8 / 255
+
+
+def test_strong_ends_with_restarts_near_the_best_point_for_the_few_that_a_start_decides():
+    """As many as its passes allow; and for nobody else, since they cost more than all the others."""
+    attack = strong()
+    last = attack.stages[-1]
+    assert [stage.redraw < 1 for stage in attack.stages] == [False] * (len(attack.stages) - 1) + [True]
+    assert (last.steps, last.restarts, last.redraw) == (10, 152, 0.2)
+    assert (attack.reach[-1], attack.spreads[-1]) == (0.1, 0.5)
+    least = 4400 - (152 - 1) * 22
+    assert strong(passes=least).stages[:-1] == attack.stages[:-1]
+    assert strong(passes=least).stages[-1].restarts == 1
+    assert strong(passes=least - 22).stages == attack.stages[:-1]
+    more = strong(passes=5000).stages
+    assert [stage.restarts for stage in more if stage.redraw < 1] == [160]
+    assert more[-1].redraw == 1
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_strong_has_no_such_restarts_where_they_broke_nothing(norm):
+    assert strong(norm=norm) == strong(norm=norm, passes=1000)
+    assert all(stage.redraw == 1 for stage in strong(norm=norm, passes=5000).stages)
 
 
 def test_no_turn_of_strong_sees_the_scale_of_the_logits(net, images, predict):

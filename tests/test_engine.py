@@ -51,6 +51,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"restarts": 3},
+    {"restarts": 3, "redraw": 0.3},
     {"stop_on_success": False},
     {"keep": "last"},
     {"keep": "last", "stop_on_success": False},

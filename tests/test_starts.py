@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_logits.balls import BALLS
-from art_logits.starts import generator, random_points, sample_hashes, uniform_numbers
+from art_logits.starts import (
+    generator,
+    random_choices,
+    random_points,
+    sample_hashes,
+    uniform_numbers,
+)
 
 big = st.integers(-(2**63), 2**63 - 1)
 
@@ -110,6 +116,23 @@ def test_uniform_numbers_are_numpys(keys: list[int], count: int) -> None:
     for row, seed in zip(drawn, seeds, strict=True):
         reference = np.random.Generator(np.random.Philox(seed)).random(count, dtype=np.float32)
         np.testing.assert_array_equal(row.numpy(), reference)
+
+
+def test_choices_are_a_share_and_keyed_as_points_are() -> None:
+    like = torch.zeros(6, 40, 25)
+    keys: dict[str, Any] = {"seed": 3, "sample_ids": [1, 2, 3, -4, 2**62, 1], "restarts": [1, 1, 1, 1, 1, 2]}
+    chosen = random_choices(0.3, like, **keys)
+    assert chosen.shape == like.shape
+    assert chosen.dtype == torch.bool
+    # 1000 draws each: the standard deviation of the share is 0.0145.
+    assert bool(((chosen.flatten(1).double().mean(dim=1) - 0.3).abs() < 0.06).all())
+    assert len({tuple(row.tolist()) for row in chosen.flatten(1)}) == 6
+    one = random_choices(0.3, like[:1], seed=3, sample_ids=[2**62], restarts=[1])
+    assert torch.equal(one[0], chosen[4])
+    assert bool(random_choices(1.0, like, **keys).all())
+    # Which elements are chosen says nothing about what is drawn for them.
+    points = random_points(BALLS["Linf"], like, **keys)
+    assert abs(float(points[chosen].mean() - points[~chosen].mean())) < 0.06
 
 
 def test_hashes_by_several_threads() -> None:
