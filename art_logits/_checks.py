@@ -292,6 +292,23 @@ def logits(value: object, count: int) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+def starts(value: object, like: Tensor) -> Tensor:
+    """Return starting points in the inputs' shape, in their dtype and on their device.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: another shape, or values that are not finite.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"starts must be a floating-point tensor, got {kind}")
+    if value.shape != like.shape:
+        raise ValueError(f"starts must have the inputs' shape {tuple(like.shape)}, got {tuple(value.shape)}")
+    if not bool(value.isfinite().all()):
+        raise ValueError("starts must be finite, got NaN or infinity")
+    return value.detach().to(like)
+
+
 def clean_logits(value: Tensor, count: int) -> Tensor:
     """Return logits ``(N, C)``, ``C >= 2``, that a caller knows of ``count`` inputs.
 

@@ -236,6 +236,7 @@ class TemperaturePGD:
         observer: Callable[[Step], None] | None = None,
         judge: bool = True,
         clean_logits: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> AttackResult:
         """Attack a batch; the model comes back exactly as it was, and no global random state is used.
 
@@ -261,9 +262,11 @@ class TemperaturePGD:
                 ``-inf`` and the logits NaN.
             clean_logits: ``(N, C)``, ``C >= 2``, the model's logits of the inputs, where the caller has them:
                 the pass that would find them, where one is made, is spared, and not counted.
+            starts: ``(N, ...)``, where the first run of each sample begins, as what another attack has found:
+                the nearest points of ball and bounds.
 
         Raises:
-            TypeError: inputs, labels, ids or the model's output are of the wrong type.
+            TypeError: inputs, labels, ids, starts or the model's output are of the wrong type.
             ValueError: they have the wrong shape or range; targets are missing, or given without
                 ``targeted=True``.
             torch.OutOfMemoryError: not even a single sample fits the memory.
@@ -284,7 +287,11 @@ class TemperaturePGD:
             proxy = self._gradient_model(gradients_of, inputs)
             peaks = proxy is not None and self.keep == "best"
             region = _Region(self, inputs.clone(), _checks.sample_ids(sample_ids, len(inputs)), mask, peaks)
+            if starts is not None:
+                region.starts = _checks.starts(starts, inputs)
             book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
+            # A run from the input itself has no iterate before its first step.
+            book.earliest = int(not self.random_start and starts is None)
             if book.chooses:
                 book.open(region.inputs, clean_logits)
             return self._run(region, book, observer)
@@ -452,6 +459,7 @@ class _Region:
         self, attack: TemperaturePGD, inputs: Tensor, ids: SampleIds, mask: Tensor | None, peaks: bool
     ) -> None:
         self.attack, self.inputs, self.ids, self.peaks = attack, inputs, ids, peaks
+        self.starts: Tensor | None = None
         self.ball = get_ball(attack.norm)
         tensors = (b.to(inputs) if isinstance(b, Tensor) else b for b in attack.bounds)
         self.bounds = Bounds(*tensors)  # numbers stay numbers, which are clipped to in a tenth of the time
@@ -501,6 +509,12 @@ class _Region:
                 drawn = first | random_choices(self.attack.redraw, base, **keys)
                 delta = torch.where(drawn, delta, best[rows] - base)
             x[noisy] = self._within(base, radius, delta)
+        if self.starts is not None and len(known := _where(restart == 0)):
+            rows, base = index[known], self.inputs[index[known]]
+            delta = self.starts[rows] - base
+            if self.mask is not None:
+                delta = delta.masked_fill(self.mask[rows] == 0, 0)
+            x[known] = self._within(base, self._radius(rows, step[known]), delta)
         nothing = x.flatten(1)[:, :0]
         velocity = torch.zeros_like(x) if self.attack.momentum else nothing
         height = x.new_full((len(x),), -torch.inf)
@@ -576,6 +590,7 @@ class _Book:
         # Hosts that want the last iterate, whatever the clean input does, are spared its pass.
         self.chooses = attack.looks_at_inputs
         self.settled = step_sizes.settled_at(attack.start_radius, attack.steps)
+        self.earliest = 0
         self.judges = judge or self.chooses or attack.restarts > 1 or not attack.steps
 
     @property
@@ -727,9 +742,9 @@ class _Book:
 
     def _moved(self, slots: _Slots) -> Tensor:
         """Which points are iterates: not the clean input, where a run starts from it, nor one outside eps."""
-        if self.attack.random_start or self.settled:
+        if self.settled or not self.earliest:
             return slots.step >= self.settled
-        return (slots.step > 0) | (slots.restart > 0)
+        return (slots.step >= self.earliest) | (slots.restart > 0)
 
     def _note(self, slots: _Slots, logits: Tensor, *, final: bool) -> Tensor:
         """Write down the points that beat what is in the book; returns which samples are solved."""

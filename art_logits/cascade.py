@@ -46,8 +46,9 @@ class Cascade:
     sample, its label, the stages and its id, not on the batch size, the order or the neighbours.
 
     A targeted stage aims at a wrong class, by the order in which the clean input's logits make them likely.
-    What it finds is judged against the label, as all else is. The model sees the clean inputs once, for all
-    stages.
+    What it finds is judged against the label, as all else is. A stage whose restarts search on from the best
+    point (``redraw`` below 1) begins at the best that the stages before it have found. The model sees the
+    clean inputs once, for all stages.
 
     Args:
         stages: at least one attack, with the same ``eps``, ``norm``, ``bounds``, ``precision`` and ``fuse``.
@@ -252,7 +253,7 @@ class Cascade:
             if turn.near.masked is not None:
                 best, rows = promises.kept(best, rows, turn.near.masked)
             if len(rows):
-                found = call.run(turn, rows)
+                found = call.run(turn, rows, best.adv_inputs)
                 spread.note(turn, rows, found.margin)
                 best = _merged(best, found, rows)
         return best
@@ -368,11 +369,12 @@ class _Call:
         margin = -label_margin(self.clean, self.labels)
         return _replaced(found, forwards=found.forwards + looks, clean_margin=margin)
 
-    def run(self, turn: _Turn, rows: Tensor) -> AttackResult:
-        """A stage on some rows, judged against their labels."""
+    def run(self, turn: _Turn, rows: Tensor, best: Tensor | None = None) -> AttackResult:
+        """A stage on some rows, judged against their labels; ``best`` are the best points of all so far."""
         targets = None if turn.aim is None else self._targets(rows, turn.aim)
         watch = None if self.observer is None else self._watch(self.observer, rows, turn.restarts)
-        found = self._attack(rows_of(turn.attack, rows), rows, targets, watch)
+        starts = best[rows] if best is not None and turn.attack.redraw < 1 else None
+        found = self._attack(rows_of(turn.attack, rows), rows, targets, watch, starts=starts)
         restart = torch.where(found.restart < 0, found.restart, found.restart + turn.restarts)
         found = _replaced(found, restart=restart)
         return found if targets is None else _against(self.labels[rows], found)
@@ -404,6 +406,7 @@ class _Call:
         observer: Callable[[Step], None] | None = None,
         *,
         judge: bool = True,
+        starts: Tensor | None = None,
     ) -> AttackResult:
         return attack(
             self.model,
@@ -416,6 +419,7 @@ class _Call:
             observer=observer,
             judge=judge,
             clean_logits=None if self.clean is None else self.clean[rows],
+            starts=starts,
         )
 
     def _targets(self, rows: Tensor, aim: int) -> Tensor:
@@ -497,10 +501,10 @@ _OUTSIDE: dict[str, list[_Options]] = {
     ],
 }
 #: Restarts near the best point, for the few samples so near that the draw of a start decides.
-_HOPS: _Options = {"temperature": 0.5, "step_size": 0.5, "steps": 10, "restarts": 160, "redraw": 0.2}
-_HOPS |= {"reach": 0.1, "spreads": 0.5}
+_HOPS: _Options = {"temperature": 0.5, "step_size": 0.5, "steps": 10, "restarts": 120, "redraw": 0.1}
+_HOPS |= {"reach": 0.05, "spreads": 4.0}
 #: What :func:`strong` may spend on a sample: in Linf a round and these restarts.
-_PASSES = {"Linf": 4400, "L2": 1000, "L1": 1000}
+_PASSES = {"Linf": 3500, "L2": 1000, "L1": 1000}
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}
 _SECOND: _Options = {"targeted": True, "aim": 1}
 #: What a turn says to the cascade; all else is its attack's.
@@ -568,9 +572,9 @@ def strong(
     passes on (800 in L2 and L1) breaks all that that breaks. Two temperatures and three targets are tried on
     every sample that stands, whatever came before, and three runs that begin outside of the ball in L1, and
     in L2 where gradients are masked; all else on those within 0.3 of their clean margin. In Linf the few
-    within 0.1 for which the draw of a start decides (``spreads``) get some 150 short restarts near their best
-    point (``redraw``). The turns are the same for every model, and none depends on the scale of its logits.
-    ``benchmarks/strength.py`` has the figures, and how they were chosen.
+    within 0.05 for which the draw of a start decides (``spreads``) get some 110 short restarts near their
+    best point (``redraw``). The turns are the same for every model, and none depends on the scale of its
+    logits. ``benchmarks/strength.py`` has the figures, and how they were chosen.
 
     Args:
         eps: radius of the ball, in the unit of the inputs, >= 0.
@@ -578,7 +582,7 @@ def strong(
         bounds: range of valid inputs.
         seed: of the random starts, below 2**32.
         passes: what one sample may cost, forward and backward passes together, >= 23, one stage; by default
-            4400 in Linf, 1000 in L2 and L1. Few cost that much: who is broken earlier, stays far from it or
+            3500 in Linf, 1000 in L2 and L1. Few cost that much: who is broken earlier, stays far from it or
             ends at one margin wherever a run starts costs less. AutoAttack spends nearly 10,000 on a sample
             that it does not break.
         precision: as :class:`~art_logits.attack.TemperaturePGD` takes it.

@@ -729,6 +729,68 @@ def test_a_share_is_above_zero_and_at_most_one(share: float) -> None:
         TemperaturePGD(redraw=share)
 
 
+# Given starts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("random_start", [True, False])
+def test_the_first_run_begins_where_it_is_told_to(
+    curved: nn.Module, images: Any, norm: str, random_start: bool
+) -> None:
+    """At the nearest point of the ball; elements that must not change do not, and restarts begin anew."""
+    x, labels = images(20, dtype=torch.float64), torch.arange(20) % 3
+    eps = {"Linf": 0.02, "L2": 0.2, "L1": 1.0}[norm]
+    starts = images(20, dtype=torch.float64, seed=5) * 1.4 - 0.2
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    mask[..., 0] = 0
+    seen: list[Step] = []
+    attack = TemperaturePGD(
+        eps=eps, norm=norm, steps=1, restarts=2, random_start=random_start, stop_on_success=False
+    )
+    attack(curved, x, labels, starts=starts, mask=mask, observer=seen.append)
+    begun = {
+        (int(row), int(restart)): point
+        for step in seen
+        for row, restart, point in zip(step.rows, step.restart, step.inputs, strict=True)
+    }
+    radius = torch.full((20, 1, 1, 1), eps, dtype=torch.float64)
+    delta = BALLS[norm].project((starts - x).masked_fill(mask == 0, 0), radius)
+    expected = (x + delta).clamp(0, 1)
+    for row in range(20):
+        torch.testing.assert_close(begun[row, 0], expected[row], rtol=0, atol=1e-12)
+        assert not torch.equal(begun[row, 1], begun[row, 0])
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_given_start_that_succeeds_is_a_success(
+    curved: nn.Module, images: Any, predict: Any, random_start: bool, steps: int
+) -> None:
+    x = images(40, dtype=torch.float64)
+    labels = predict(curved, x)
+    found = pgd(curved, x, labels, eps=0.02)
+    fallen = found.success
+    assert 5 < int(fallen.sum()) < 40
+    options: dict[str, Any] = {"eps": 0.02, "steps": steps, "random_start": random_start, "step_size": 1e-9}
+    again = TemperaturePGD(**options)(curved, x, labels, starts=found.adv_inputs)
+    assert torch.equal(again.success, fallen)
+    assert torch.equal(again.adv_inputs[fallen], found.adv_inputs[fallen])
+    assert bool((again.margin >= found.margin).all())
+
+
+def test_starts_must_be_points_of_the_inputs_kind(linear: nn.Module, images: Any) -> None:
+    x, labels = images(3), torch.arange(3)
+    attack = TemperaturePGD(eps=0.1, steps=1)
+    with pytest.raises(
+        ValueError, match=r"starts must have the inputs' shape \(3, 1, 8, 8\), got \(2, 1, 8, 8\)"
+    ):
+        attack(linear, x, labels, starts=x[:2])
+    with pytest.raises(ValueError, match="starts must be finite, got NaN or infinity"):
+        attack(linear, x, labels, starts=x * float("nan"))
+    with pytest.raises(TypeError, match="starts must be a floating-point tensor, got list"):
+        attack(linear, x, labels, starts=x.tolist())
+
+
 # The config -------------------------------------------------------------------------------------------
 
 
