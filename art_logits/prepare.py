@@ -231,7 +231,7 @@ class Prepared(nn.Module):
             return self._cast(self._folded(inputs))
         # What is compiled or recorded works on one set of tensors, into which later weights are written.
         own = (*self.original.parameters(), *self.original.buffers())
-        tensors: list[object] = [(id(tensor), tensor.device) for tensor in own]
+        tensors: list[object] = [(id(tensor), tensor.data_ptr()) for tensor in own]
         if self._kept is not None and self._kept[0] == tensors and self._kept[1] is not self.original:
             refold(self._kept[1], self.original, self.pairs)
         elif self._kept is None or self._kept[0] != tensors:

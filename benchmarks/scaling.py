@@ -2,10 +2,12 @@
 
     python benchmarks/scaling.py --data-dir DATA --threads 2
 
-**Time** of the attack itself, sizes interleaved, medians of the rounds. *Samples*: the default
-``temperature-pgd``, where a sample leaves once it is misclassified. *Steps*: the same with every step taken
-by every sample. Both are fitted by a straight line through all sizes; beside slope and R^2 stand the largest
-residual, as a share of the fitted time, and the exponent b of ``time ~ size^b``, which is 1 for a linear law.
+**Time** of the attack itself, sizes interleaved, medians of the rounds. *Samples*: the default run of the
+class, where a sample leaves once it is misclassified, on the smallest number of images, taken again and again
+with other random starts, so that sizes do not differ in how hard their images are. *Steps*: the same with
+every step taken by every sample. Both are fitted by a straight line through all sizes; beside slope and R^2
+stand the largest residual, as a share of the fitted time, and the exponent b of ``time ~ size^b``, which is 1
+for a linear law.
 *Batch size*: milliseconds per forward and backward pass, every step taken, beside ``torchattacks.PGD``;
 bfloat16 only where it is native.
 
@@ -92,12 +94,19 @@ def attack_batches(
 
 
 def measure_samples(case: dict[str, Any], data_dir: Path, device: torch.device) -> list[dict[str, Any]]:
-    """Seconds of the default attack on the first 128, 256, ... samples."""
-    model, inputs, labels, eps = load_inputs({**case, "n": max(case["sizes"])}, data_dir, device)
+    """Seconds of the default attack on so many samples: the same few, each with many random starts.
+
+    The first so many of a data set would differ in how hard they are, too.
+    """
+    few = min(case["sizes"])
+    model, inputs, labels, eps = load_inputs({**case, "n": few}, data_dir, device)
     attack = TemperaturePGD(eps=eps, steps=case["steps"])
 
     def work(size: int) -> Callable[[], Any]:
-        return partial(attack, model, inputs[:size], labels[:size], batch_size=case["batch_size"])
+        rows = torch.arange(size) % few
+        return partial(
+            attack, model, inputs[rows], labels[rows], torch.arange(size), batch_size=case["batch_size"]
+        )
 
     return _rounds(case, work, device)
 

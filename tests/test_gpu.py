@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from art_logits.cascade import quick
 from art_logits.data import load_data
 from art_logits.models import load_model
 from art_logits.prepare import choose_precision, evaluating, full_float32
-from art_logits.starts import random_points
+from art_logits.starts import random_choices, random_points
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -56,6 +59,7 @@ def test_random_starts_are_those_of_the_cpu(norm: str) -> None:
     on_gpu = random_points(BALLS[norm], like.cuda(), **keys)
     assert on_gpu.is_cuda
     assert torch.equal(on_gpu.cpu(), random_points(BALLS[norm], like, **keys))
+    assert torch.equal(random_choices(0.3, like.cuda(), **keys).cpu(), random_choices(0.3, like, **keys))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
@@ -124,6 +128,24 @@ def test_a_prepared_model_computes_the_same(
         assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
         cosine = nn.functional.cosine_similarity(slope.flatten(1), same_slope.flatten(1))
         assert float(cosine.min()) > 0.98
+
+
+@pytest.mark.parametrize("make", [TemperaturePGD, quick])
+def test_an_attack_through_cuda_graphs(net: nn.Module, images: Tensor, make: Callable[..., Any]) -> None:
+    """Replayed passes give what others do; each number of rows is recorded once."""
+    labels, attack = labels_of(net, images), make(eps=0.004)
+    graphed = prepare(net, precision="bfloat16", cuda_graphs=True)
+    plain = attack(prepare(net, precision="bfloat16"), images, labels)
+    for _ in range(2):
+        found = attack(graphed, images, labels)
+        assert int((found.success != plain.success).sum()) <= 1
+        with torch.no_grad(), full_float32():
+            assert torch.equal(net(found.adv_inputs).argmax(dim=1) != labels, found.success)
+    with evaluating(net):
+        recorded = graphed.snapshot(images).recorded
+    assert recorded is not None  # None from the first failure on
+    assert recorded
+    assert {shape[0] for shape, *_ in recorded} <= {8, 16, 32, 40}
 
 
 def test_tensor_float_32_is_not_float32(net: nn.Module, images: Tensor) -> None:

@@ -327,6 +327,10 @@ def by_data(model: nn.Module, x: Tensor) -> None:
     model[0].weight.data.mul_(-1)  # bumps no version
 
 
+def by_other_data(model: nn.Module, x: Tensor) -> None:
+    model[3].weight.data = 2 * model[3].weight.data
+
+
 def by_data_of_a_norm(model: nn.Module, x: Tensor) -> None:
     model[1].weight.data[0] = 5.0
 
@@ -348,6 +352,7 @@ CHANGES = [
     by_optimizer,
     by_state_dict,
     by_data,
+    by_other_data,
     by_data_of_a_norm,
     by_statistics,
     by_new_parameter,
