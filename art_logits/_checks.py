@@ -21,6 +21,11 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, numbers.Real | np.number) and not isinstance(value, bool | np.bool_)
 
 
+def kind_of(value: object) -> str:
+    """What came, for a message: a tensor's dtype, or the type."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
 def number(
     name: str,
     value: object,
@@ -258,8 +263,7 @@ def mask(value: object, like: Tensor) -> Tensor:
         ValueError: negative weights, or a shape that does not broadcast to the inputs.
     """
     if not isinstance(value, Tensor) or not (value.is_floating_point() or value.dtype == torch.bool):
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"mask must be a tensor of booleans or floating-point weights, got {kind}")
+        raise TypeError(f"mask must be a tensor of booleans or floating-point weights, got {kind_of(value)}")
     weights = value.to(like)
     if not bool((weights >= 0).all()):
         raise ValueError("mask must hold weights >= 0 only")
@@ -300,8 +304,7 @@ def starts(value: object, like: Tensor) -> Tensor:
         ValueError: another shape, or values that are not finite.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"starts must be a floating-point tensor, got {kind}")
+        raise TypeError(f"starts must be a floating-point tensor, got {kind_of(value)}")
     if value.shape != like.shape:
         raise ValueError(f"starts must have the inputs' shape {tuple(like.shape)}, got {tuple(value.shape)}")
     if not bool(value.isfinite().all()):
@@ -332,8 +335,9 @@ def teacher_logits(value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         value = torch.as_tensor(value)
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"teacher's logits must be a floating-point tensor or array (N, C), got {kind}")
+        raise TypeError(
+            f"teacher's logits must be a floating-point tensor or array (N, C), got {kind_of(value)}"
+        )
     if value.ndim != 2 or len(value) == 0 or value.shape[1] < 2:
         raise ValueError(
             f"teacher's logits must have shape (N, C) with N >= 1 and C >= 2, got {tuple(value.shape)}"

@@ -668,10 +668,9 @@ def _call(subject: _Subject, name: str, attack: Attack, inputs: Tensor, labels: 
 
 def _check_shape(name: str, adv_inputs: object, inputs: Tensor) -> None:
     if not isinstance(adv_inputs, Tensor) or not adv_inputs.is_floating_point():
-        kind = adv_inputs.dtype if isinstance(adv_inputs, Tensor) else type(adv_inputs).__name__
         raise TypeError(
             f"attack {name!r} must return adversarial inputs as a floating-point tensor or an AttackResult, "
-            f"got {kind}"
+            f"got {_checks.kind_of(adv_inputs)}"
         )
     if adv_inputs.shape != inputs.shape:
         raise ValueError(

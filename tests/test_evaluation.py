@@ -627,6 +627,18 @@ def test_our_attacks_take_their_gradients_from_a_prepared_model(tmp_path, monkey
         evaluate(net, samples(20), **options, out=tmp_path / "run", resume=True)
 
 
+def test_what_a_prepared_model_is_compiled_with_reaches_an_evaluation(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiled.append(model) or model)
+    net, data, attack = Linear(), samples(20), TemperaturePGD(eps=0.05, steps=2)
+    expected = evaluate(net, data, attacks=attack)
+    assert compiled == []
+    found = evaluate(prepare(net, compile=True), data, attacks=attack)
+    assert len(compiled) == 1
+    name = "temperature-pgd.success"
+    assert found.column(name).tolist() == expected.column(name).tolist()
+
+
 @pytest.mark.parametrize("manifest", ["{}", "nonsense", '{"format": 1, "identity": {"attacks": {"a": 3}}}'])
 def test_a_damaged_manifest_is_left_to_the_writer(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
