@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _checks
 from ._batches import is_out_of_memory
-from .folding import Pair, find_pairs, fold, has_hooks, refold
+from .folding import Pair, cast_pairs, find_pairs, fold, has_hooks, refold
 from .types import Model
 
 logger = logging.getLogger(__name__)
@@ -253,8 +253,12 @@ class Prepared(nn.Module):
             return self.original
         folded = fold(self.original, self.pairs)
         if not self._compared and not self._agrees(folded, inputs[:_COMPARED]):
-            self.fuse, folded = False, self.original
+            self.fuse = False
         self._compared = True
+        if not self.fuse:
+            return self.original
+        if (dtype := _CASTS[self.precision]) is not None:
+            cast_pairs(folded, self.pairs, dtype)
         return folded
 
     def _agrees(self, folded: nn.Module, probe: Tensor) -> bool:

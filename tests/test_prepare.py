@@ -16,7 +16,7 @@ import art_logits
 from art_logits import pgd
 from art_logits import prepare as prepare_function
 from art_logits.counting import Counted
-from art_logits.folding import Pair
+from art_logits.folding import Pair, fold
 from art_logits.prepare import (
     Cast,
     Prepared,
@@ -154,6 +154,25 @@ def test_casts_are_close_and_give_float32(net: nn.Module, images: Any, precision
     agreement = nn.functional.cosine_similarity(gradient.flatten(1), exact_gradient.flatten(1))
     assert float(agreement.min()) > 0.9
     assert float(agreement.mean()) > 0.99
+
+
+def test_folded_weights_are_rounded_once_and_not_in_every_pass(net: nn.Module, images: Any) -> None:
+    """Bit by bit what autocast computes, without its casts."""
+    x = images(20)
+    fast = prepare(net, precision="bfloat16")
+    with evaluating(net):
+        snapshot = fast.snapshot(x)
+        names = {f"model.{pair.convolution}" for pair in fast.pairs}
+        found = {name: module for name, module in snapshot.named_modules() if name in names}
+        assert {weight.dtype for module in found.values() for weight in module.parameters()} == {
+            torch.bfloat16
+        }
+        autocast = Cast(fold(net, fast.pairs), "bfloat16")
+        for mine, expected in zip(
+            logits_and_gradient(snapshot, x), logits_and_gradient(autocast, x), strict=True
+        ):
+            assert torch.equal(mine, expected)
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
 
 
 def test_float64_models_stay_float64(images: Any) -> None:
