@@ -487,8 +487,10 @@ _QUARTER: _Options = {"temperature": 0.25, "step_size": 1.5}
 _TWICE: _Options = {"temperature": 2.0, "step_size": 1.5}
 _MARGIN: _Options = {"loss": "margin", "step_size": 1.0}
 _INPUT: _Options = {"random_start": False}
+_OUTER: _Options = {"step_size": 8.0, "start_radius": 6.0}
 #: Turns that begin outside of the ball. A net trained in Linf can be blind to small changes: gradients lead
-#: nowhere in L2; in L1, where a step changes few elements, such runs are the stronger ones everywhere.
+#: nowhere in L2; in L1, where a step changes few elements, such runs are the stronger ones everywhere, and
+#: the more so the further the first steps go.
 _OUTSIDE: dict[str, list[_Options]] = {
     "Linf": [],
     "L2": [
@@ -496,15 +498,23 @@ _OUTSIDE: dict[str, list[_Options]] = {
         {"temperature": 0.5, "step_size": 3.0, "start_radius": 6.0, "masked": 4.0, "steps": 40},
     ],
     "L1": [
-        {"temperature": 0.5, "step_size": 1.0, "start_radius": 3.0, "steps": 20},
-        {"temperature": 0.5, "step_size": 2.0, "start_radius": 6.0, "steps": 40},
+        {**_MARGIN, **_OUTER, "steps": 20},
+        {**_HALF, **_OUTER, "start_radius": 12.0, "steps": 20, "reach": 0.5},
+        {**_QUARTER, **_OUTER, "step_size": 4.0, "steps": 20, "reach": 0.4},
+        {**_HALF, **_OUTER, "steps": 40, "reach": 0.4},
+        {**_HALF, **_OUTER, "step_size": 4.0, "start_radius": 12.0, "steps": 40, "reach": 0.4},
+        {**_HALF, **_OUTER, "steps": 100, "reach": 0.2},
+        {**_HALF, **_OUTER, "step_size": 4.0, "start_radius": 12.0, "steps": 100, "reach": 0.2},
     ],
 }
 #: Restarts near the best point, for the few samples so near that the draw of a start decides.
-_HOPS: _Options = {"temperature": 0.5, "step_size": 0.5, "steps": 10, "restarts": 120, "redraw": 0.1}
-_HOPS |= {"reach": 0.05, "spreads": 4.0}
-#: What :func:`strong` may spend on a sample: in Linf a round and these restarts.
-_PASSES = {"Linf": 3500, "L2": 1000, "L1": 1000}
+_HOPS: dict[str, _Options] = {
+    "Linf": {**_HALF, "step_size": 0.5, "steps": 10, "restarts": 120, "redraw": 0.1},
+    "L1": {**_HALF, **_OUTER, "steps": 20, "restarts": 20, "redraw": 0.3, "reach": 0.15},
+}
+_HOPS["Linf"] |= {"reach": 0.05, "spreads": 4.0}
+#: What :func:`strong` may spend on a sample: in Linf and L1 a round and these restarts.
+_PASSES = {"Linf": 3500, "L2": 1000, "L1": 3500}
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}
 _SECOND: _Options = {"targeted": True, "aim": 1}
 #: What a turn says to the cascade; all else is its attack's.
@@ -530,7 +540,9 @@ def quick(
     and steps, and where the start has proved to matter (``spreads``), runs of fifty steps. Samples that ten
     steps leave far from success seldom fall at all: what is saved on them is spent where it decides. Unless
     gradients are masked (``masked``), which in L2 is asked of all that stand: these get two runs that begin
-    outside of the ball (``start_radius``), as all do in L1. A net trained in Linf on MNIST is masked in L2.
+    outside of the ball (``start_radius``). A net trained in Linf on MNIST is masked in L2. In L1 gradients in
+    the ball tell little: all that stand get a run from outside, with first steps of eight radii, and those
+    that it brought near six more, of up to a hundred steps, before anything else.
     ``benchmarks/strength.py`` has the figures beside AutoAttack's, and how the stages were chosen.
 
     Args:
@@ -569,11 +581,12 @@ def strong(
     Its stages take turns in what makes an attack fail on one sample and not on another: temperature (a
     quarter of the logit gap to twice, and the margin as the limit of small ones), start, number of steps,
     size of the first, target. It begins with the stages of :func:`quick`, for more samples, and from 500
-    passes on (800 in L2 and L1) breaks all that that breaks. Two temperatures and three targets are tried on
-    every sample that stands, whatever came before, and three runs that begin outside of the ball in L1, and
-    in L2 where gradients are masked; all else on those within 0.3 of their clean margin. In Linf the few
-    within 0.05 for which the draw of a start decides (``spreads``) get some 110 short restarts near their
-    best point (``redraw``). The turns are the same for every model, and none depends on the scale of its
+    passes on (800 in L2, 1200 in L1) breaks all that that breaks. Two temperatures and three targets are
+    tried on every sample that stands, whatever came before, and so are runs that begin outside of the ball:
+    five in L1, where targets and rounds begin there too, and three in L2 where gradients are masked. All else
+    is for those within 0.3 of their clean margin. In Linf the few within 0.05 for which the draw of a start
+    decides (``spreads``) get some 110 short restarts near their best point (``redraw``), in L1 those within
+    0.15 get twenty. The turns are the same for every model, and none depends on the scale of its
     logits. ``benchmarks/strength.py`` has the figures, and how they were chosen.
 
     Args:
@@ -582,7 +595,7 @@ def strong(
         bounds: range of valid inputs.
         seed: of the random starts, below 2**32.
         passes: what one sample may cost, forward and backward passes together, >= 23, one stage; by default
-            3500 in Linf, 1000 in L2 and L1. Few cost that much: who is broken earlier, stays far from it or
+            3500 in Linf and L1, 1000 in L2. Few cost that much: who is broken earlier, stays far from it or
             ends at one margin wherever a run starts costs less. AutoAttack spends nearly 10,000 on a sample
             that it does not break.
         precision: as :class:`~art_logits.attack.TemperaturePGD` takes it.
@@ -642,8 +655,8 @@ def _in_turn(
 
 def _quick(norm: Norm) -> list[_Options]:
     """The turns of :func:`quick`."""
-    return [
-        {**_HALF, **_INPUT, "steps": 10},
+    first = {**_HALF, **_INPUT, "steps": 10}
+    inside = [
         {**_HALF, "steps": 10, "reach": 0.25},
         {**_HALF, "steps": 10, "reach": 0.1},
         {**_TWICE, **_INPUT, "steps": 10, "reach": 0.25},
@@ -655,8 +668,10 @@ def _quick(norm: Norm) -> list[_Options]:
         {**_QUARTER, "steps": 50, "reach": 0.1, "spreads": 1.0},
         {**_HALF, "steps": 20, "reach": 0.1, "spreads": 2.0},
         {**_QUARTER, **_LIKELIEST, "steps": 20, "reach": 0.1, "spreads": 1.0},
-        *_OUTSIDE.get(norm, []),
     ]
+    outside = _OUTSIDE.get(norm, [])
+    # In L1 they break most of what can be broken, in L2 they are for the few nets that need them.
+    return [first, *outside, *inside] if norm == "L1" else [first, *inside, *outside]
 
 
 def _opening(norm: Norm) -> list[_Options]:
@@ -672,20 +687,23 @@ def _opening(norm: Norm) -> list[_Options]:
             widened["masked"] = 2.0
         return widened
 
-    target = {"steps": 10, "loss": "margin", "step_size": 1.5, "targeted": True}
+    target: _Options = {**_MARGIN, "steps": 10, "step_size": 1.5, "targeted": True}
+    if norm == "L1":
+        target |= {**_OUTER, "steps": 40}
     # Wherever they stand, the turns keep their numbers, and with them the starts that they have in quick.
     first, *rest = ({**wider(turn), "number": number} for number, turn in enumerate(_quick(norm)))
-    # Early, for those whom they break need nothing else; and once more, for starts matter there.
+    # Early, for those whom they break need nothing else; and in L2 once more, for starts matter there.
     outside = [turn for turn in rest if "start_radius" in turn]
     inside = [turn for turn in rest if "start_radius" not in turn]
-    again = [{key: value for key, value in turn.items() if key != "number"} for turn in outside[1:]]
+    last = outside[-1:] if norm == "L2" else []
+    again = [{key: value for key, value in turn.items() if key != "number"} for turn in last]
     targets = ({**target, "aim": aim} for aim in range(_OPENING_AIMS))
     return [first, *outside, *again, *inside, *targets]
 
 
 def _rounds(norm: Norm) -> Iterator[_Options]:
     """What :func:`strong` repeats, each time at the next two wrong classes."""
-    again: list[_Options] = [{**turn, "reach": None} for turn in _OUTSIDE["L1"][1:]] if norm == "L1" else []
+    outer = _OUTER if norm == "L1" else {}
     for aim in itertools.count(_OPENING_AIMS, 2):
         for turn in (
             _MARGIN,
@@ -698,11 +716,10 @@ def _rounds(norm: Norm) -> Iterator[_Options]:
             _TWICE,
             {**_HALF, "targeted": True, "aim": aim},
             {**_HALF, "targeted": True, "aim": aim + 1},
-            *again,
         ):
-            yield {"steps": 20, "reach": 0.3, **turn}
-        if aim == _OPENING_AIMS and norm == "Linf":
-            yield _HOPS
+            yield {"steps": 20, "reach": 0.3, **turn, **outer}
+        if aim == _OPENING_AIMS and norm in _HOPS:
+            yield _HOPS[norm]
 
 
 def _cost(turn: _Options) -> int:
