@@ -147,6 +147,8 @@ class TemperaturePGD:
             over the first two thirds of the steps, and what the run finds before does not count. For models
             whose gradients lead nowhere inside the ball and somewhere outside of it, as those trained in Linf
             and attacked in L2 may (after the decreasing radii of Croce & Hein 2021, arXiv 2103.01208, in L1).
+            In L1, where a run within the ball leaves several times what AutoAttack does, take 6 and a
+            ``step_size`` that falls from 8 eps; :func:`art_logits.cascade.quick` has more such runs.
         precision: what gradients are computed in: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16
             where a short probe finds it faster (:func:`art_logits.prepare.choose_precision`). Success and
             all that is reported come from the original model in float32 (TF32 is not), whatever this says;
