@@ -509,10 +509,17 @@ _OUTSIDE: dict[str, list[_Options]] = {
 }
 #: Restarts near the best point, for the few samples so near that the draw of a start decides.
 _HOPS: dict[str, _Options] = {
-    "Linf": {**_HALF, "step_size": 0.5, "steps": 10, "restarts": 120, "redraw": 0.1},
+    "Linf": {
+        **_HALF,
+        "step_size": 0.5,
+        "steps": 10,
+        "restarts": 120,
+        "redraw": 0.1,
+        "reach": 0.05,
+        "spreads": 4.0,
+    },
     "L1": {**_HALF, **_OUTER, "steps": 20, "restarts": 20, "redraw": 0.3, "reach": 0.15},
 }
-_HOPS["Linf"] |= {"reach": 0.05, "spreads": 4.0}
 #: What :func:`strong` may spend on a sample: in Linf and L1 a round and these restarts.
 _PASSES = {"Linf": 3500, "L2": 1000, "L1": 3500}
 _LIKELIEST: _Options = {"targeted": True, "aim": 0}

@@ -210,19 +210,6 @@ def fold(model: nn.Module, pairs: list[Pair]) -> nn.Module:
     return twin
 
 
-def cast_pairs(twin: nn.Module, pairs: list[Pair], dtype: torch.dtype) -> None:
-    """Hold what :func:`fold` has folded in the precision that autocast would round it to in every pass.
-
-    Autocast keeps its casts for weights that want gradients only: on ResNet-18 they are 40 of the 150 kernels
-    of a pass forward and backward.
-    """
-    for pair in pairs:
-        convolution = twin.get_submodule(pair.convolution)
-        for name in ("weight", "bias"):
-            weight = convolution.get_parameter(name).to(dtype)
-            convolution._parameters[name] = nn.Parameter(weight, requires_grad=False)
-
-
 def refold(twin: nn.Module, model: nn.Module, pairs: list[Pair]) -> None:
     """Write what :func:`fold` would compute from the model's weights of today into a twin it made."""
     for pair in pairs:

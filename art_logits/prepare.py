@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _checks
 from ._batches import is_out_of_memory
-from .folding import Pair, cast_pairs, find_pairs, fold, has_hooks, refold
+from .folding import Pair, find_pairs, fold, has_hooks, refold
 from .types import Model
 
 logger = logging.getLogger(__name__)
@@ -249,16 +249,19 @@ class Prepared(nn.Module):
         return Cast(net, self.precision, channels_last=self.channels_last)
 
     def _folded(self, inputs: Tensor) -> nn.Module:
-        if not self.pairs:
+        pairs = self.pairs
+        if not pairs:
             return self.original
-        folded = fold(self.original, self.pairs)
+        folded = fold(self.original, pairs)
         if not self._compared and not self._agrees(folded, inputs[:_COMPARED]):
             self.fuse = False
         self._compared = True
         if not self.fuse:
             return self.original
         if (dtype := _CASTS[self.precision]) is not None:
-            cast_pairs(folded, self.pairs, dtype)
+            # Autocast keeps what it has rounded for weights that want gradients, not for these.
+            for pair in pairs:
+                folded.get_submodule(pair.convolution).to(dtype)
         return folded
 
     def _agrees(self, folded: nn.Module, probe: Tensor) -> bool:

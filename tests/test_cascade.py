@@ -926,6 +926,9 @@ def test_in_l1_runs_begin_outside_for_all_and_go_far_at_first():
             each.step_size(0, each.steps) / attack.eps for each in attack.stages if each.start_radius > 1
         ]
         assert min(firsts) >= 4
+    # Targets, rounds and restarts, too.
+    whole = outside(strong(norm="L1"))
+    assert whole[len(quick(norm="L1").stages) :] == [True] * (len(whole) - 18)
     # Long runs are for those that short ones brought near.
     near = quick(norm="L1").reach[1:7]
     assert list(near) == sorted(near, reverse=True)

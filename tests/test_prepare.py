@@ -413,6 +413,16 @@ def test_10_an_attack_never_takes_gradients_from_the_weights_of_before(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("compile", [False, "eager"])
+@pytest.mark.parametrize("change", [by_data, by_statistics])
+def test_10_rounded_weights_follow_too(net: nn.Module, images: Any, change: Any, compile: Any) -> None:
+    x = images(5)
+    fast = prepare(net, precision="bfloat16", compile=compile)
+    fast(x)
+    change(net, x)
+    assert torch.equal(fast(x), prepare(net, precision="bfloat16")(x))
+
+
 # Compiling --------------------------------------------------------------------------------------------
 
 
