@@ -40,10 +40,13 @@ class Batches:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, function: Callable[[slice], T], count: int, *, at_most: int | None = None) -> list[T]:
+    def run(
+        self, function: Callable[[slice], T], count: int, *, at_most: int | Callable[[int], int] | None = None
+    ) -> list[T]:
         """What ``function`` returns for each part of ``range(count)``, in order.
 
-        ``at_most`` is a smaller size for this run alone.
+        ``at_most`` is a smaller size for this run alone, or a function that tells how many of so many rows
+        the next part takes, at least 1.
 
         A part that does not fit is given again, as smaller ones: ``function`` must change nothing before
         its work is done.
@@ -54,8 +57,10 @@ class Batches:
         results: list[T] = []
         start = 0
         while start < count:
-            size = self.size if at_most is None else min(self.size, at_most)
-            part = slice(start, min(start + size, count))
+            size = min(self.size, count - start)
+            if at_most is not None:
+                size = min(size, at_most(size) if callable(at_most) else at_most)
+            part = slice(start, start + size)
             done, result = self._attempt(function, part)
             if done:
                 results.append(result[0])

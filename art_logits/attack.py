@@ -38,7 +38,9 @@ from .prepare import (
     evaluating,
     full_float32,
     gradient_model,
+    is_rounded,
     original_of,
+    rows_at_a_time,
     rows_per_pass,
     rows_to_hand_over,
 )
@@ -47,8 +49,10 @@ from .types import Bounds, Loss, Model, Norm, StepSize, Temperature
 
 logger = logging.getLogger(__name__)
 
-# On an H100 a pass of ResNet-18 in float32 takes as long over fewer rows.
-_CLAIMS = 64
+# On an H100 a pass of ResNet-18 in float32 takes as long over 64 rows as over 128, and twice that over 256.
+_CLAIMS = 256
+# Where a pass over fewer rows takes as long as one over so many: in float32, and to a gradient in bfloat16.
+_LEAST = {False: 128, True: 1024}
 
 SampleIds: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
@@ -80,7 +84,9 @@ class AttackResult(_Fields):
         zero_gradients: ``(N,)``, at how many steps the loss had a zero or non-finite gradient, and the
             margin's gradient took its place.
         clean_margin: ``(N,)``, the margin of the clean input, which says how far the attack has come; NaN
-            where nobody looked at it (``keep="last"`` without ``stop_on_success``).
+            where nobody looked at it (``keep="last"`` without ``stop_on_success``), or only what gives the
+            gradients did: on a GPU in less than float32 it is asked first, and the original where that one
+            sees a success, and at the end about every input whose attack failed.
     """
 
     zero_gradients: Tensor
@@ -282,20 +288,28 @@ class TemperaturePGD:
             batch_size = Batches(_checks.integer("batch_size", size, at_least=1))
         # Inference mode would forbid gradients for good; no_grad is lifted where a gradient is taken.
         with torch.inference_mode(False), evaluating(model):
-            if sample_ids is None:
-                # Hashes take time, and only random starts ask for them.
-                noisy = self.random_start or self.restarts > 1
-                sample_ids = sample_hashes(inputs, labels) if noisy else np.zeros(len(inputs), np.int64)
+            ids = None if sample_ids is None else _checks.sample_ids(sample_ids, len(inputs))
+            # Only random starts ask for ids.
+            hashed = ids is None and (self.random_start or self.restarts > 1)
+            to_hash = (inputs.cpu(), labels.cpu()) if hashed else None
             proxy = self._gradient_model(gradients_of, inputs)
             peaks = proxy is not None and self.keep == "best"
-            region = _Region(self, inputs.clone(), _checks.sample_ids(sample_ids, len(inputs)), mask, peaks)
+            region = _Region(self, inputs.clone(), mask, peaks)
             if starts is not None:
                 region.starts = _checks.starts(starts, inputs)
             book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
             # A run from the input itself has no iterate before its first step.
             book.earliest = int(not self.random_start and starts is None)
-            if book.chooses:
-                book.open(region.inputs, clean_logits)
+            clean = book.look(clean_logits) if book.chooses else None
+            # Hashing takes a while, in which a GPU finds the clean logits: nothing has waited for them yet.
+            if to_hash is not None:
+                ids = sample_hashes(*to_hash)
+            if ids is not None:
+                region.ids = ids
+            if _on_gpu(inputs):
+                region.ahead = book.size
+            if clean is not None:
+                book.open(clean)
             return self._run(region, book, observer)
 
     @property
@@ -325,12 +339,12 @@ class TemperaturePGD:
     def _run(self, region: _Region, book: _Book, observer: Callable[[Step], None] | None) -> AttackResult:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
         waiting = book.open_cases()
-        slots = landed = region.start(waiting[:0], book.x)
+        slots = landed = region.start(waiting, 0, book.x)
         claims = _Claims(slots, slots.x)
         while len(waiting) or len(slots) or len(landed) or len(claims):
             free = max(0, book.size - len(slots))
             if free and len(waiting):
-                slots, waiting = slots.join(region.start(waiting[:free], book.x)), waiting[free:]
+                slots, waiting = slots.join(region.start(waiting, free, book.x)), waiting[free:]
             if self.steps:
                 logits, grad = book.gradient(slots)
                 if observer is not None:
@@ -344,7 +358,8 @@ class TemperaturePGD:
                 slots = region.ascend(slots, grad)
             slots, landed = self._parted(slots, landed)
             # A claim can wait for others, as one pass for all of them costs less; what is refuted goes on.
-            if len(claims) and (len(claims) >= book.enough or not (len(waiting) or len(slots))):
+            alone = not (len(waiting) or len(slots))
+            if len(claims) and (alone or len(claims) >= book.enough(len(slots))):
                 if len(rows := _where(~book.confirm(claims.slots))):
                     refuted = claims.take(rows)
                     back, landed = self._parted(region.ascend(refuted.slots, refuted.grad), landed)
@@ -457,10 +472,11 @@ class _Claims:
 class _Region:
     """Where the attack may go: the ball around each input, within the bounds, on the mask."""
 
-    def __init__(
-        self, attack: TemperaturePGD, inputs: Tensor, ids: SampleIds, mask: Tensor | None, peaks: bool
-    ) -> None:
-        self.attack, self.inputs, self.ids, self.peaks = attack, inputs, ids, peaks
+    def __init__(self, attack: TemperaturePGD, inputs: Tensor, mask: Tensor | None, peaks: bool) -> None:
+        self.attack, self.inputs, self.peaks = attack, inputs, peaks
+        self.ids: SampleIds = np.zeros(len(inputs), np.int64)
+        #: For how many of those who wait points are drawn at a time, and those drawn that none has taken yet.
+        self.ahead, self.points = 0, inputs[:0]
         self.starts: Tensor | None = None
         self.ball = get_ball(attack.norm)
         tensors = (b.to(inputs) if isinstance(b, Tensor) else b for b in attack.bounds)
@@ -489,26 +505,25 @@ class _Region:
             f"{name} must be a number or have shape ({count},), got {tuple(result.shape)}{elementwise}"
         )
 
-    def start(self, cases: Tensor, best: Tensor) -> _Slots:
-        """Slots for ``cases``, rows of (index, restart), each at its own starting point.
+    def start(self, waiting: Tensor, count: int, best: Tensor) -> _Slots:
+        """Slots for the first ``count`` of those who wait, rows of (index, restart), each at its own start.
 
         ``best`` are the best points of all samples so far, which restarts may begin near.
         """
-        index, restart = cases.unbind(dim=1)
+        index, restart = waiting[:count].unbind(dim=1)
         x, step = self.inputs[index], torch.zeros_like(index)
         noisy = ((restart > 0) | self.attack.random_start).nonzero().squeeze(1)
         if len(noisy):
             rows, base = index[noisy], x[noisy]
             radius = self._radius(rows, step[noisy])
-            keys: dict[str, Any] = {
-                "seed": self.attack.seed,
-                "sample_ids": self.ids[rows.cpu().numpy()].tolist(),
-                "restarts": restart[noisy].tolist(),
-            }
-            delta = self._masked(rows, random_points(self.ball, base, **keys) * radius)
+            if self.attack.random_start:
+                points = self._drawn(waiting, len(index))
+            else:
+                points = random_points(self.ball, base, **self._keys(rows, restart[noisy]))
+            delta = self._masked(rows, points * radius)
             if self.attack.redraw < 1:
                 first = (restart[noisy] == 0).view(-1, *[1] * (x.ndim - 1))
-                drawn = first | random_choices(self.attack.redraw, base, **keys)
+                drawn = first | random_choices(self.attack.redraw, base, **self._keys(rows, restart[noisy]))
                 delta = torch.where(drawn, delta, best[rows] - base)
             x[noisy] = self._within(base, radius, delta)
         if self.starts is not None and len(known := _where(restart == 0)):
@@ -521,6 +536,22 @@ class _Region:
         velocity = torch.zeros_like(x) if self.attack.momentum else nothing
         height = x.new_full((len(x),), -torch.inf)
         return _Slots(index, restart, step, x, velocity, x if self.peaks else nothing, height)
+
+    def _drawn(self, waiting: Tensor, count: int) -> Tensor:
+        """Points of the unit ball for the first of those who wait, in their order."""
+        points = self.points
+        if len(points) < count:
+            # A GPU is told some 500 times what to do, for few points as for many: those who come next, too.
+            index, restart = waiting[len(points) : max(count, self.ahead)].unbind(dim=1)
+            more = random_points(self.ball, self.inputs[index], **self._keys(index, restart))
+            points = torch.cat([points, more]) if len(points) else more
+        self.points = points[count:] if len(points) > count else points[:0].clone()
+        return points[:count]
+
+    def _keys(self, rows: Tensor, restart: Tensor) -> dict[str, Any]:
+        """What the random numbers of these starts depend on."""
+        ids = self.ids[rows.cpu().numpy()].tolist()
+        return {"seed": self.attack.seed, "sample_ids": ids, "restarts": restart.tolist()}
 
     def ascend(self, slots: _Slots, grad: Tensor) -> _Slots:
         """One step of steepest ascent, projected onto the ball and then onto the bounds."""
@@ -575,15 +606,21 @@ class _Book:
     ) -> None:
         self.attack, self.model, self.proxy, self.goals, self.batches = attack, model, proxy, goals, batches
         # As many slots as asked for, in passes that a CPU likes. A function of the user's sees all of them.
-        self.most_rows = {False: rows_per_pass(model, inputs), True: None}
-        if not (callable(attack.loss) or temperatures.is_custom(attack.temperature)):
-            self.most_rows[True] = rows_per_pass(model, inputs, dtype=getattr(proxy, "dtype", None))
-        #: How many claims are worth a pass of the original.
-        self.enough = self.most_rows[False] or _CLAIMS
+        most = rows_per_pass(model, inputs)
+        self.claims = most or _CLAIMS
+        self.at_most: dict[bool, int | Callable[[int], int] | None] = {False: most, True: None}
+        custom = callable(attack.loss) or temperatures.is_custom(attack.temperature)
+        if not custom:
+            self.at_most[True] = rows_per_pass(model, inputs, dtype=getattr(proxy, "dtype", None))
+        if _on_gpu(inputs):
+            for kind in (False,) if custom else (False, True):
+                self.at_most[kind] = functools.partial(rows_at_a_time, least=_LEAST[kind])
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
-        self.one = goals.new_ones(1)
+        self.one, self.inputs = goals.new_ones(1), inputs
+        #: Whether what gives the gradients has looked at the clean inputs, and the original at some of them.
+        self.proposes = False
         self.x, self.logits = inputs.clone(), inputs.new_empty(0)
         self.restart = torch.full_like(goals, -1)
         self.success = torch.zeros_like(goals, dtype=torch.bool)
@@ -600,19 +637,52 @@ class _Book:
         """How many samples are under way at a time."""
         return self.batches.size
 
-    def open(self, inputs: Tensor, known: Tensor | None) -> None:
+    def enough(self, under_way: int) -> int:
+        """How many claims are worth a pass of the original."""
+        # On a GPU a pass over few rows takes as long as one over some more: the refuted go on beside others.
+        return min(self.claims, under_way) if _on_gpu(self.inputs) else self.claims
+
+    def look(self, known: Tensor | None) -> Tensor:
+        """The clean logits; a GPU may not have come to them yet."""
+        if known is not None:
+            return _checks.clean_logits(known, len(self.inputs)).detach()
+        self.proposes = self.attack.stop_on_success and is_rounded(self.proxy, self.inputs.device)
+        clean = self._logits(self.inputs, proxy=self.proposes)
+        self.forwards += 1
+        return clean
+
+    def open(self, clean: Tensor) -> None:
         """A clean input that already succeeds is a result; one that does not is no iterate of the attack."""
-        if known is None:
-            clean = self._logits(inputs)
-            self.forwards += 1
+        self._allocate(clean)
+        everyone = torch.arange(len(clean), device=clean.device)
+        if self.proposes:
+            margin, success = self._outcome(clean, self.goals)
+            self._see(everyone[success | ~margin.isfinite()])
         else:
-            clean = _checks.clean_logits(known, len(inputs)).detach()
+            self._know(everyone, clean)
+
+    def _see(self, index: Tensor) -> None:
+        """Show these clean inputs to the original."""
+        if len(index):
+            self.forwards[index] += 1
+            self._know(index, self._logits(self.inputs[index]))
+
+    def _know(self, index: Tensor, clean: Tensor) -> None:
         if bool(clean.isnan().any()):
             raise ValueError("model must return finite logits, got NaN for a clean input")
-        self._allocate(clean)
-        self.clean_margin, self.success = self._outcome(clean, self.goals)
-        self.logits.copy_(clean)
-        self.margin = torch.where(self.success, self.clean_margin, self.margin)
+        margin, success = self._outcome(clean, self.goals[index])
+        self.clean_margin = self.clean_margin.to(margin.dtype)
+        self.clean_margin[index] = margin
+        # Where an attack has found nothing, the point is still the clean input.
+        nothing = self.margin[index] == -torch.inf
+        self.logits[index[nothing]] = clean[nothing]
+        rows = index[success]
+        self.x[rows], self.logits[rows], self.margin[rows] = (
+            self.inputs[rows],
+            clean[success],
+            margin[success],
+        )
+        self.restart[rows], self.success[rows] = -1, True
 
     def _allocate(self, like: Tensor) -> None:
         """The number of classes and the precision are known with the first logits only."""
@@ -647,7 +717,7 @@ class _Book:
             with torch.no_grad():
                 return self._ask(x[rows], proxy=proxy)
 
-        return torch.cat(self.batches.run(part, len(x), at_most=self.most_rows[proxy]))
+        return torch.cat(self.batches.run(part, len(x), at_most=self.at_most[proxy]))
 
     def _ask(self, x: Tensor, *, proxy: bool) -> Tensor:
         count, rows = len(x), rows_to_hand_over(self.model, x, most=self.batches.size)
@@ -686,7 +756,7 @@ class _Book:
             # which a GPU has no good kernels in float32.
             return logits.detach(), grad.contiguous()
 
-        logits, grads = zip(*self.batches.run(part, len(slots), at_most=self.most_rows[True]), strict=True)
+        logits, grads = zip(*self.batches.run(part, len(slots), at_most=self.at_most[True]), strict=True)
         for counter in (self.forwards, self.backwards):
             self._count(counter, slots)
         return _joined(logits), _joined(grads)
@@ -720,11 +790,22 @@ class _Book:
             self.x[slots.index], self.restart[slots.index] = slots.x, slots.restart
             return torch.ones_like(slots.index, dtype=torch.bool)
         if self.proxy is None or self.attack.keep == "last":
-            return self._note(slots, self.forward(slots), final=True)
+            solved = self._note(slots, self.forward(slots), final=True)
+        else:
+            solved = self._land_best(slots)
+        if self.proposes:
+            # None is called robust whose clean input the original has not called right.
+            left = slots.index[~solved]
+            self._see(left[self.clean_margin[left].isnan()])
+            solved |= self.success[slots.index]
+        return solved
+
+    def _land_best(self, slots: _Slots) -> Tensor:
+        """Show the original the last iterates that are claimed, and of the others the best of the restart."""
         slots, claimed = self.enter(slots, self.forward(slots, proxy=True))
         if claimed is None:
             claimed = torch.zeros_like(slots.index, dtype=torch.bool)
-        # One pass for what is claimed and for the others' best.
+        # One pass for both.
         wide = claimed.view(-1, *[1] * (slots.x.ndim - 1))
         shown = replace(slots, x=torch.where(wide, slots.x, slots.peak))
         solved = self._note(shown, self.forward(shown), final=True)
@@ -791,6 +872,11 @@ class _Book:
         )
         result.zero_gradients, result.clean_margin = self.zeros, self.clean_margin
         return result
+
+
+def _on_gpu(inputs: Tensor) -> bool:
+    """Whether it is not rows but passes, and what is done between them, that take the time."""
+    return inputs.is_cuda
 
 
 def _where(mask: Tensor) -> Tensor:

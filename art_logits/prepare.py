@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from . import _checks
 from ._batches import is_out_of_memory
 from .folding import Pair, find_pairs, fold, has_hooks, refold
+from .fusing import Rewriting, find_rewritings, rewrite
 from .types import Model
 
 logger = logging.getLogger(__name__)
@@ -181,6 +182,7 @@ class Prepared(nn.Module):
         self.fuse, self.channels_last = fuse, channels_last
         self.compiler, self.cuda_graphs = compile, cuda_graphs
         self._compared = False
+        self._one_kernel = not compile  # which does that by itself
         self._kept: tuple[list[object], nn.Module, _Compiled | _Graphed] | None = None
         self._variants: dict[tuple[str, bool], Prepared] = {}
 
@@ -252,8 +254,17 @@ class Prepared(nn.Module):
         pairs = self.pairs
         if not pairs:
             return self.original
-        folded = fold(self.original, pairs)
-        if not self._compared and not self._agrees(folded, inputs[:_COMPARED]):
+        folded, probe = fold(self.original, pairs), inputs[:_COMPARED]
+        one_kernel = self._one_kernel and _has_one_kernel(inputs)
+        rewritings = _rewritings(self.original, folded, pairs) if one_kernel else []
+        if rewritings:
+            rewrite(folded, rewritings)
+            if not self._compared and not self._agrees(
+                folded, probe, "convolutions are not fused with ReLUs"
+            ):
+                self._one_kernel = False
+                return self._folded(inputs)
+        elif not self._compared and not self._agrees(folded, probe, "batch norms are not folded"):
             self.fuse = False
         self._compared = True
         if not self.fuse:
@@ -264,7 +275,7 @@ class Prepared(nn.Module):
                 folded.get_submodule(pair.convolution).to(dtype)
         return folded
 
-    def _agrees(self, folded: nn.Module, probe: Tensor) -> bool:
+    def _agrees(self, folded: nn.Module, probe: Tensor, otherwise: str) -> bool:
         before = {id(module): dict(vars(module)) for module in folded.modules()}
         try:
             with torch.no_grad(), full_float32():
@@ -276,7 +287,7 @@ class Prepared(nn.Module):
         if same and any(_keeps_state(module, before[id(module)]) for module in folded.modules()):
             same, reason = False, "a forward pass changes the model's attributes, which a copy would miss"
         if not same:
-            _say_once(self.original, f"batch norms are not folded: {reason}")
+            _say_once(self.original, f"{otherwise}: {reason}")
         return same
 
 
@@ -389,7 +400,8 @@ def prepare(
         model: maps inputs ``(N, ...)`` to logits ``(N, C)``.
         precision: what convolutions and products are computed in: ``"float32"``, ``"bfloat16"`` or, on a GPU,
             ``"float16"``. Weights stay as they are, logits come back in float32; a float64 model stays one.
-        fuse: fold batch norms.
+        fuse: fold batch norms and, on a GPU, compute a convolution in one kernel with the residual sum and
+            the ReLU that follow it.
         channels_last: give images to the model with their channels last in memory, which most convolutions
             compute faster.
         compile: hand the result to :func:`torch.compile`, by its default backend or the one named. It pays
@@ -469,6 +481,12 @@ def gradient_model(model: Model, inputs: Tensor, precision: str, *, fuse: bool) 
 _snapshots: weakref.WeakKeyDictionary[nn.Module, dict[object, nn.Module | None]] = weakref.WeakKeyDictionary()
 
 
+def is_rounded(proxy: Model | None, device: torch.device) -> bool:
+    """Whether a pass of :func:`gradient_model`'s on a GPU takes a fraction of the original's in float32."""
+    on_gpu = proxy is not None and device.type == "cuda"
+    return on_gpu and (getattr(proxy, "dtype", None) is not None or _computes_in_tf32(device))
+
+
 @contextmanager
 def prepared_once(model: Model) -> Iterator[None]:
     """Let :func:`gradient_model` fold a model once for all that is done within, where its weights stay."""
@@ -486,6 +504,10 @@ def prepared_once(model: Model) -> Iterator[None]:
 # What can be known of a model without running it
 
 _known_pairs: weakref.WeakKeyDictionary[nn.Module, tuple[object, list[Pair]]] = weakref.WeakKeyDictionary()
+_known_rewritings: weakref.WeakKeyDictionary[nn.Module, tuple[object, list[Rewriting]]] = (
+    weakref.WeakKeyDictionary()
+)
+_SETTINGS = (bool, int, float, str, type(None))
 _said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
@@ -516,6 +538,23 @@ def _pairs(model: nn.Module) -> list[Pair]:
             _say_once(model, text, logging.INFO)
         _known_pairs[model] = known = structure, pairs
     return list(known[1])
+
+
+def _has_one_kernel(inputs: Tensor) -> bool:
+    """Whether what computes with these inputs has one for a convolution with all that follows it."""
+    return inputs.is_cuda and torch.backends.cudnn.enabled
+
+
+def _rewritings(model: nn.Module, folded: nn.Module, pairs: list[Pair]) -> list[Rewriting]:
+    """What can be one kernel, found once for a model as long as modules and settings stay the same."""
+    settings = tuple(
+        (name, id(module), *(item for item in vars(module).items() if isinstance(item[1], _SETTINGS)))
+        for name, module in model.named_modules()
+    )
+    known = _known_rewritings.get(model)
+    if known is None or known[0] != settings:
+        _known_rewritings[model] = known = settings, find_rewritings(folded, pairs)
+    return known[1]
 
 
 def _is_double(model: nn.Module) -> bool:
@@ -607,6 +646,22 @@ def rows_to_hand_over(model: Model, inputs: Tensor, *, most: int) -> int:
     if not (inputs.is_cuda and isinstance(model, nn.Module)):
         return len(inputs)
     return _few_shapes(len(inputs), most)
+
+
+def rows_at_a_time(left: int, *, least: int) -> int:
+    """How many of so many rows a GPU is best given next: all of them, or as many as fill a power of two.
+
+    600 rows cost what 1024 do, which they are filled up to; 512 and 88 cost little more than half of that.
+
+    Args:
+        left: rows that are left, >= 1.
+        least: fewer rows than these are not worth a pass of their own.
+
+    >>> [rows_at_a_time(left, least=128) for left in (1, 130, 255, 256, 384, 385, 600)]
+    [1, 128, 255, 256, 256, 385, 512]
+    """
+    full = 1 << (left - 1).bit_length()
+    return full // 2 if full // 2 >= least and left <= 3 * full // 4 else left
 
 
 def _few_shapes(count: int, most: int) -> int:

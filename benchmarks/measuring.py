@@ -30,6 +30,7 @@ from art_logits._files import write_atomically
 from art_logits.data import load_data
 from art_logits.evaluation import resolve_device
 from art_logits.models import load_checkpoint
+from art_logits.prepare import full_float32
 from art_logits.training import fit
 
 HERE = Path(__file__).parent
@@ -219,20 +220,21 @@ def load_inputs(
 
     A case with ``"train"`` has no checkpoint in the repository: its net is trained on the spot, from a fixed
     seed, and kept in ``runs/benchmarks/models`` for the next time. It classifies poorly, so its own clean
-    predictions take the place of the labels: none is wrong from the start.
+    predictions take the place of the labels: none is wrong from the start. Cases may share a net, by its
+    ``"name"`` there.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, data, eps = load_case(case, data_dir)
     model = model.to(device)
     if "train" in case:
-        path = Path("runs/benchmarks/models") / f"{case['name']}.safetensors"
+        path = Path("runs/benchmarks/models") / f"{case['train'].get('name', case['name'])}.safetensors"
         if not path.exists():
             train_briefly(model, case, data_dir, path)
         load_checkpoint(model, path)
     inputs, labels = (tensor.to(device) for tensor in data.batch(slice(None)))
     if "train" in case:
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             labels = torch.cat([model(part).argmax(dim=1) for part in torch.split(inputs, 64)])
     return model, inputs, labels, eps
 
@@ -243,7 +245,7 @@ def train_briefly(model: nn.Module, case: dict[str, Any], data_dir: Path, path: 
     data = load_data(source, split="train").subset(case["train"]["n"], seed=0)
     eps = data.default_eps["Linf"]
     attack = TemperaturePGD(eps=eps, steps=2, step_size=0.75 * eps, temperature=1.0)
-    options = {key: value for key, value in case["train"].items() if key != "n"}
+    options = {key: value for key, value in case["train"].items() if key not in ("n", "name")}
     print(f"{case['name']}: training on {len(data)} images", flush=True)
     fit(model, data, attack=attack, ema=None, precision="auto", seed=0, **options)
     path.parent.mkdir(parents=True, exist_ok=True)

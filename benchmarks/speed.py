@@ -284,6 +284,7 @@ def measure(case: dict[str, Any], data_dir: Path, device: torch.device) -> dict[
     setting = load_setting(case, data_dir, device)
     passes = {name: host_passes(setting, name) for name in case["attacks"] if name in HOSTS}
     warm_up(setting, case["attacks"])
+    clean = right(setting, setting.inputs)
     rows: list[dict[str, Any]] = []
     bare: list[dict[str, float]] = []
     for seed in range(case["rounds"]):
@@ -292,13 +293,13 @@ def measure(case: dict[str, Any], data_dir: Path, device: torch.device) -> dict[
             found, spent = spend(partial(CONTENDERS[name], setting, seed), device)
             row = {"round": seed, "attack": name, "seconds": spent.wall, "cpu_seconds": spent.cpu}
             forwards, backwards = passes.get(name, (found.forwards, found.backwards))
-            rows.append({**row, "forwards": forwards, "backwards": backwards, **judge(setting, found)})
+            rows.append({**row, "forwards": forwards, "backwards": backwards, **judge(setting, found, clean)})
             if name in PASSES:
                 # Right after the attack: what else the machine does changes within a round.
                 bare.append({"round": seed, **bare_costs(setting, PASSES[name])})
     return {
         "environment": environment(device),
-        "clean": int(right(setting, setting.inputs).sum()),
+        "clean": int(clean.sum()),
         "rows": rows,
         "bare": pd.DataFrame(bare).groupby("round").median().reset_index().to_dict("records") if bare else [],
     }
@@ -334,18 +335,18 @@ def right(setting: Setting, inputs: Tensor) -> Tensor:
     """Which inputs are classified as labelled, ``(N,)`` bool, by the original model in float32."""
     # Hosts leave gradients behind, and some a wrapper in training mode.
     setting.model.eval().zero_grad(set_to_none=True)
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         parts = [setting.model(part).argmax(dim=1) for part in torch.split(inputs, setting.batch_size)]
     return torch.cat(parts) == setting.labels
 
 
-def judge(setting: Setting, found: Found) -> dict[str, Any]:
-    """How many samples stay right, without and under the attack, and the largest perturbation."""
+def judge(setting: Setting, found: Found, clean: Tensor) -> dict[str, Any]:
+    """How many of the samples that are right without the attack stay so, and the largest perturbation."""
     distance = float(get_ball(setting.norm).norm((found.adv_inputs - setting.inputs).double()).max())
     outside = not bool(((found.adv_inputs >= 0) & (found.adv_inputs <= 1)).all())
     if outside or distance > setting.eps * (1 + 1e-4) + 1e-6:
         raise RuntimeError(f"an attack left its ball of {setting.eps:g} or the bounds: distance {distance:g}")
-    robust = right(setting, setting.inputs) & right(setting, found.adv_inputs)
+    robust = clean & right(setting, found.adv_inputs)
     return {"robust": int(robust.sum()), "distance": distance}
 
 
@@ -381,18 +382,17 @@ def bare_costs(setting: Setting, kind: str) -> dict[str, float]:
 def compare_precisions(case: dict[str, Any], data_dir: Path, device: torch.device) -> dict[str, Any]:
     """What fusion and bfloat16 change, against the plain float32 loop from the same starts."""
     setting = load_setting(case, data_dir, device)
-    stands = {}
+    clean, stands = right(setting, setting.inputs), {}
     for name in ("ours, float32, plain", "ours, float32", "ours, bfloat16"):
         found = CONTENDERS[name](setting, 0)
-        judge(setting, found)
-        stands[name] = right(setting, setting.inputs) & right(setting, found.adv_inputs)
+        judge(setting, found, clean)
+        stands[name] = clean & right(setting, found.adv_inputs)
     plain = stands["ours, float32, plain"]
     rows = [
         {"attack": name, "robust": int(stand.sum()), "flips": int((stand != plain).sum())}
         for name, stand in stands.items()
     ]
-    clean = int(right(setting, setting.inputs).sum())
-    return {"environment": environment(device), "clean": clean, "rows": rows}
+    return {"environment": environment(device), "clean": int(clean.sum()), "rows": rows}
 
 
 # ----------------------------------------------------------------------------------------------------------

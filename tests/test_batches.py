@@ -32,6 +32,24 @@ def test_parts_are_halved_until_they_fit_and_nothing_is_lost_or_done_twice(count
     assert batches.size <= 16
 
 
+@pytest.mark.parametrize("limit", [2, 100])
+def test_parts_are_as_large_as_a_function_says(limit: int) -> None:
+    function, done = limited(limit)
+    asked: list[int] = []
+
+    def at_most(left: int) -> int:
+        asked.append(left)
+        return 1 << (left.bit_length() - 1)
+
+    results = Batches(16).run(function, 27, at_most=at_most)
+    assert done == list(range(27))
+    if limit == 100:
+        assert asked == [16, 11, 3, 1]
+        assert list(map(len, results)) == [16, 8, 2, 1]
+    else:
+        assert set(map(len, results)) <= {1, 2}
+
+
 def test_a_size_that_did_not_fit_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     function, _ = limited(5)
     batches = Batches(16)

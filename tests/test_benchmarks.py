@@ -157,9 +157,12 @@ def test_an_attack_that_leaves_its_ball_is_no_measurement(monkeypatch: pytest.Mo
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     inputs = torch.full((3, 1, 2, 2), 0.5)
     setting = speed.Setting(net, inputs, torch.zeros(3, dtype=torch.int64), "Linf", 0.1, 2)
-    assert speed.judge(setting, speed.Found(inputs + 0.1))["distance"] == pytest.approx(0.1)
+    clean = torch.tensor([True, False, True])
+    found = speed.judge(setting, speed.Found(inputs + 0.1), clean)
+    assert found["distance"] == pytest.approx(0.1)
+    assert found["robust"] == int((speed.right(setting, inputs + 0.1) & clean).sum())
     with pytest.raises(RuntimeError, match=r"left its ball of 0\.1"):
-        speed.judge(setting, speed.Found(inputs + 0.11))
+        speed.judge(setting, speed.Found(inputs + 0.11), clean)
 
 
 def test_the_table_goes_to_its_place_in_a_readme(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

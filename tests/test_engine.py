@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from art_logits import AttackResult, TemperaturePGD, attack, pgd
 from art_logits.attack import Step
 from art_logits.prepare import Cast
+from art_logits.starts import random_points
 from art_logits.temperature import scaled_gap
 
 MODULE = __import__("sys").modules["art_logits.prepare"]
@@ -160,6 +161,94 @@ def test_claims_wait_for_one_another(
     # Clean in two parts; what was claimed, and how the others ended.
     assert few <= len(original.rows) - 2 - 1 <= most
     assert sum(original.rows) == 40 + 40
+
+
+@pytest.fixture
+def clean_by_proposer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a proposer in less than float32 looks at the clean inputs first."""
+    monkeypatch.setattr(attack, "is_rounded", lambda proxy, device: proxy is not None)
+
+
+@pytest.mark.usefixtures("clean_by_proposer")
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_clean_inputs_are_judged_by_the_original_where_it_matters(
+    curved: nn.Module,
+    images: Any,
+    predict: Any,
+    record: Any,
+    proposing: Any,
+    options: dict[str, Any],
+    batch_size: int | None,
+) -> None:
+    """A proposer that is right spares the original those that are attacked with success, and no more."""
+    x = images(40, dtype=torch.float64)
+    labels = predict(curved, x)
+    labels[::8] += 1
+    labels %= 3
+    attack_ = TemperaturePGD(**{"eps": 0.02, "steps": 5, **options})
+    proposing(None)
+    plain = attack_(curved, x, labels, batch_size=batch_size)
+    original, proposer = record(curved), record(Bent(curved, 0.0))
+    proposing(proposer)
+    found = attack_(original, x, labels, batch_size=batch_size)
+    for name in ("adv_inputs", "logits", "success", "margin", "restart", "backwards"):
+        if attack_.keep == "best" or name not in ("adv_inputs", "logits", "margin"):
+            assert torch.equal(getattr(found, name), getattr(plain, name)), name
+    assert int(found.forwards.sum()) == sum(original.rows) + sum(proposer.rows)
+    if not attack_.stop_on_success:
+        assert torch.equal(found.clean_margin, plain.clean_margin) or not attack_.looks_at_inputs
+        return
+    known = (found.restart < 0) | ~found.success
+    assert torch.equal(found.clean_margin[known], plain.clean_margin[known])
+    assert int(known.sum()) >= 5
+    if attack_.restarts == 1:
+        assert bool(found.clean_margin[~known].isnan().all())
+
+
+@pytest.mark.usefixtures("clean_by_proposer")
+@pytest.mark.parametrize("options", [{}, {"restarts": 2}, {"keep": "last"}])
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("proposed", [False, True])
+def test_a_clean_input_is_wrong_or_right_by_the_original_s_word(
+    proposing: Any, options: dict[str, Any], wrong: bool, proposed: bool
+) -> None:
+    """What the proposer calls wrong is checked at once, what it calls right at the end."""
+
+    def margins(clean_is_wrong: bool) -> dict[int, float]:
+        return {**dict.fromkeys(range(11), -1.0), 5: 2.0 if clean_is_wrong else -2.0}
+
+    proposing(Table(margins(proposed)))
+    asked: dict[str, Any] = {"eps": 0.3, "steps": 3, "step_size": 0.1, "random_start": False, **options}
+    result = pgd(Table(margins(wrong)), torch.tensor([[0.5]]), torch.tensor([0]), **asked)
+    assert result.success.tolist() == [wrong]
+    assert result.clean_margin.tolist() == [2.0 if wrong else -2.0]
+    if wrong:
+        assert result.restart.tolist() == [-1]
+        assert result.adv_inputs.tolist() == torch.tensor([[0.5]]).tolist()
+        assert result.margin.tolist() == [2.0]
+        assert result.logits.tolist() == [[0.0, 2.0]]
+        assert bool(result.backwards == 0) == proposed
+    else:
+        assert bool(result.backwards > 0)
+
+
+@pytest.mark.usefixtures("clean_by_proposer")
+def test_clean_logits_that_are_not_finite_are_the_original_s_affair(
+    curved: nn.Module, images: Any, predict: Any, proposing: Any
+) -> None:
+    class Broken(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return curved(inputs) * torch.nan
+
+    x = images(6, dtype=torch.float64)
+    labels = predict(curved, x)
+    proposing(Broken())
+    result = pgd(curved, x, labels, eps=0.01, steps=2)
+    assert not bool(result.clean_margin.isnan().any())
+    proposing(curved)
+    with pytest.raises(ValueError, match="must return finite logits, got NaN for a clean input"):
+        pgd(Broken(), x, labels, eps=0.01, steps=2)
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
@@ -502,6 +591,43 @@ def test_rows_that_fill_up_a_pass_change_nothing_else(
     served = Cramped(curved, 20, 20)
     same(attack_(served, x, labels, batch_size=20), plain)
     assert set(served.served) <= {8, 16, 20}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("error", [None, 0.3])
+def test_what_a_gpu_is_spared_changes_nothing(
+    curved: nn.Module,
+    images: Any,
+    proposing: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: float | None,
+) -> None:
+    """Starts drawn ahead, batches cut into full parts, claims that wait for fewer."""
+    x, labels = images(50, dtype=torch.float64), torch.arange(50) % 3
+    attack_ = TemperaturePGD(**{"eps": 0.02, "steps": 4, **options})
+    proposing(None if error is None else Bent(curved, error))
+    plain = attack_(curved, x, labels, batch_size=12)
+    drawn: list[int] = []
+
+    def noted(ball: Any, like: Tensor, **keys: Any) -> Tensor:
+        drawn.append(len(like))
+        return random_points(ball, like, **keys)
+
+    monkeypatch.setattr(attack, "random_points", noted)
+    monkeypatch.setattr(attack, "_on_gpu", lambda inputs: True)
+    monkeypatch.setattr(attack, "_LEAST", {False: 2, True: 4})
+    served = Cramped(curved, 12, 12)
+    if error is None:
+        same(attack_(served, x, labels, batch_size=12), plain)
+        assert {8, 4} <= set(served.served)
+    else:
+        same(attack_(curved, x, labels, batch_size=12), plain)
+    if attack_.random_start and attack_.restarts == 1:
+        # All that are attacked, 12 at a time or fewer, and no other.
+        attacked = int((plain.backwards > 0).sum()) if attack_.steps else len(x)
+        assert sum(drawn) == attacked
+        assert max(drawn) == 12
 
 
 def test_ids_are_made_for_random_starts_alone(

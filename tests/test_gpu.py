@@ -15,6 +15,7 @@ from art_logits._batches import Batches, OutOfMemoryError, fitting_batch_size
 from art_logits.balls import BALLS
 from art_logits.cascade import quick
 from art_logits.data import load_data
+from art_logits.fusing import Fused
 from art_logits.models import load_model
 from art_logits.prepare import choose_precision, evaluating, full_float32
 from art_logits.starts import random_choices, random_points
@@ -128,6 +129,72 @@ def test_a_prepared_model_computes_the_same(
         assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
         cosine = nn.functional.cosine_similarity(slope.flatten(1), same_slope.flatten(1))
         assert float(cosine.min()) > 0.98
+
+
+class Residual(nn.Module):
+    """A convolution and a residual block, whose ReLUs a GPU computes with their convolutions."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu(self.bn(self.stem(x)))
+        z = nn.functional.relu(self.bn1(self.conv1(x)))
+        z = nn.functional.relu(x + self.bn2(self.conv2(z)))
+        out: Tensor = self.head(z.mean(dim=(2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("rows", [1, 40, 300])
+def test_relus_are_computed_with_their_convolutions(precision: str, rows: int) -> None:
+    torch.manual_seed(0)
+    model = Residual().eval().cuda()
+    x = torch.rand(rows, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cuda()
+
+    def gradient(net: nn.Module) -> tuple[Tensor, Tensor]:
+        points = x.clone().requires_grad_()
+        logits = net(points)
+        (grad,) = torch.autograd.grad(logits[:, 0].sum(), points)
+        return logits.detach(), grad.flatten(1)
+
+    with evaluating(model):
+        fast = prepare(model, precision=precision).snapshot(x)
+        found, slope = gradient(fast)
+        with full_float32():
+            expected, same_slope = gradient(model)
+    fused = [module for module in fast.modules() if isinstance(module, Fused)]
+    assert len(fused) == 3
+    assert all(module.one_kernel for module in fused)  # False from the first failure on
+    tolerance = {"float32": 2e-3, "bfloat16": 0.03, "float16": 4e-3}[precision]
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+    assert float(nn.functional.cosine_similarity(slope, same_slope).min()) > 0.98
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_clean_inputs_are_judged_by_the_original_where_it_matters(
+    net: nn.Module, images: Tensor, precision: str
+) -> None:
+    labels = labels_of(net, images)
+    labels[::5] += 1
+    labels %= 10
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        found = TemperaturePGD(eps=0.004, steps=10, precision=precision)(net, images, labels)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+    with torch.no_grad(), full_float32():
+        wrong = net(images).argmax(dim=1) != labels
+        assert torch.equal(net(found.adv_inputs).argmax(dim=1) != labels, found.success)
+    assert torch.equal(found.restart < 0, wrong)
+    known = wrong | ~found.success
+    assert torch.equal(~found.clean_margin.isnan(), known)
+    assert 8 <= int(known.sum()) < 40
 
 
 @pytest.mark.parametrize("make", [TemperaturePGD, quick])
