@@ -34,7 +34,7 @@ goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases 
 
 **On a GPU** torch computes convolutions in TF32 unless told otherwise, and so is the hosts' PGD; ``no TF32``
 is torchattacks in float32, in which ours verifies. The cases of ``configs/speed-cuda.json``, of which the
-first was measured, without the bare costs:
+first was measured, in an earlier version of the engine and without the bare costs:
 
     python benchmarks/speed.py --data-dir DATA --device cuda --config benchmarks/configs/speed-cuda.json
 """
@@ -294,6 +294,8 @@ def measure(case: dict[str, Any], data_dir: Path, device: torch.device) -> dict[
             row = {"round": seed, "attack": name, "seconds": spent.wall, "cpu_seconds": spent.cpu}
             forwards, backwards = passes.get(name, (found.forwards, found.backwards))
             rows.append({**row, "forwards": forwards, "backwards": backwards, **judge(setting, found, clean)})
+            # A cell is written when all rounds are done: who has to stop before has seen something.
+            print(f"{case['name']}: {name}: {spent.wall:.3f} s, {rows[-1]['robust']} left", flush=True)
             if name in PASSES:
                 # Right after the attack: what else the machine does changes within a round.
                 bare.append({"round": seed, **bare_costs(setting, PASSES[name])})

@@ -185,7 +185,7 @@ def test_clean_inputs_are_judged_by_the_original_where_it_matters(
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
     try:
-        found = TemperaturePGD(eps=0.004, steps=10, precision=precision)(net, images, labels)
+        found = TemperaturePGD(eps=0.02, steps=10, precision=precision)(net, images, labels)
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
     with torch.no_grad(), full_float32():
@@ -200,12 +200,12 @@ def test_clean_inputs_are_judged_by_the_original_where_it_matters(
 @pytest.mark.parametrize("make", [TemperaturePGD, quick])
 def test_an_attack_through_cuda_graphs(net: nn.Module, images: Tensor, make: Callable[..., Any]) -> None:
     """Replayed passes give what others do; each number of rows is recorded once."""
-    labels, attack = labels_of(net, images), make(eps=0.004)
+    labels, attack = labels_of(net, images), make(eps=0.02)
     graphed = prepare(net, precision="bfloat16", cuda_graphs=True)
     plain = attack(prepare(net, precision="bfloat16"), images, labels)
     for _ in range(2):
         found = attack(graphed, images, labels)
-        assert int((found.success != plain.success).sum()) <= 1
+        assert int((found.success != plain.success).sum()) <= 3
         with torch.no_grad(), full_float32():
             assert torch.equal(net(found.adv_inputs).argmax(dim=1) != labels, found.success)
     with evaluating(net):

@@ -36,6 +36,7 @@ FLOORS = [
         "cascade",
         "counting",
         "folding",
+        "fusing",
         "prepare",
         "normalize",
         "fairness",
