@@ -656,8 +656,8 @@ class _Book:
         self._allocate(clean)
         everyone = torch.arange(len(clean), device=clean.device)
         if self.proposes:
-            margin, success = self._outcome(clean, self.goals)
-            self._see(everyone[success | ~margin.isfinite()])
+            _, success = self._outcome(clean, self.goals)
+            self._see(everyone[success])
         else:
             self._know(everyone, clean)
 
@@ -677,12 +677,8 @@ class _Book:
         nothing = self.margin[index] == -torch.inf
         self.logits[index[nothing]] = clean[nothing]
         rows = index[success]
-        self.x[rows], self.logits[rows], self.margin[rows] = (
-            self.inputs[rows],
-            clean[success],
-            margin[success],
-        )
-        self.restart[rows], self.success[rows] = -1, True
+        self.x[rows], self.logits[rows] = self.inputs[rows], clean[success]
+        self.restart[rows], self.success[rows], self.margin[rows] = -1, True, margin[success]
 
     def _allocate(self, like: Tensor) -> None:
         """The number of classes and the precision are known with the first logits only."""

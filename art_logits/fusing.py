@@ -55,7 +55,8 @@ def find_rewritings(folded: nn.Module, pairs: list[Pair]) -> list[Rewriting]:
     found = []
     for name, module in folded.named_modules():
         layers = {child: layer for child, layer in module.named_children() if id(layer) in known}
-        if any(_can_be_fused(layer) for layer in layers.values()):
+        own = "forward" not in vars(module)  # replaced on the instance
+        if own and any(_can_be_fused(layer) for layer in layers.values()):
             try:
                 twin = replicate(module, containers=True)
                 before = dict(vars(twin))

@@ -598,13 +598,15 @@ def test_rows_that_fill_up_a_pass_change_nothing_else(
 def test_what_a_gpu_is_spared_changes_nothing(
     curved: nn.Module,
     images: Any,
+    predict: Any,
     proposing: Any,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
     error: float | None,
 ) -> None:
     """Starts drawn ahead, batches cut into full parts, claims that wait for fewer."""
-    x, labels = images(50, dtype=torch.float64), torch.arange(50) % 3
+    x = images(50, dtype=torch.float64)
+    labels = predict(curved, x)
     attack_ = TemperaturePGD(**{"eps": 0.02, "steps": 4, **options})
     proposing(None if error is None else Bent(curved, error))
     plain = attack_(curved, x, labels, batch_size=12)

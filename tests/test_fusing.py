@@ -169,6 +169,14 @@ def test_what_follows_a_convolution_is_computed_with_it(kind: type[nn.Module], c
     assert not any(isinstance(module, Fused) for module in model.modules())
 
 
+def test_a_forward_replaced_on_the_instance_stays() -> None:
+    model = lively(Residual())
+    folded = fold(model, pairs := find_pairs(model))
+    assert len(find_rewritings(folded, pairs)) == 1
+    folded.forward = lambda x: x
+    assert find_rewritings(folded, pairs) == []
+
+
 @pytest.mark.usefixtures("one_kernel")
 def test_resnet18() -> None:
     model = lively(resnet18(num_classes=10)).double()
