@@ -545,6 +545,7 @@ class _Region:
             index, restart = waiting[len(points) : max(count, self.ahead)].unbind(dim=1)
             more = random_points(self.ball, self.inputs[index], **self._keys(index, restart))
             points = torch.cat([points, more]) if len(points) else more
+        # An empty view would keep all that were drawn.
         self.points = points[count:] if len(points) > count else points[:0].clone()
         return points[:count]
 
@@ -606,15 +607,12 @@ class _Book:
     ) -> None:
         self.attack, self.model, self.proxy, self.goals, self.batches = attack, model, proxy, goals, batches
         # As many slots as asked for, in passes that a CPU likes. A function of the user's sees all of them.
-        most = rows_per_pass(model, inputs)
-        self.claims = most or _CLAIMS
-        self.at_most: dict[bool, int | Callable[[int], int] | None] = {False: most, True: None}
         custom = callable(attack.loss) or temperatures.is_custom(attack.temperature)
+        self.at_most = {False: _most_rows(model, inputs, least=_LEAST[False]), True: None}
         if not custom:
-            self.at_most[True] = rows_per_pass(model, inputs, dtype=getattr(proxy, "dtype", None))
-        if _on_gpu(inputs):
-            for kind in (False,) if custom else (False, True):
-                self.at_most[kind] = functools.partial(rows_at_a_time, least=_LEAST[kind])
+            dtype = getattr(proxy, "dtype", None)
+            self.at_most[True] = _most_rows(model, inputs, least=_LEAST[True], dtype=dtype)
+        self.claims = rows_per_pass(model, inputs) or _CLAIMS
         self.loss = get_loss(attack.loss)
         self.temperature = temperatures.resolve(attack.temperature, attack.steps)
         self.forwards, self.backwards, self.zeros = (torch.zeros_like(goals) for _ in range(3))
@@ -873,6 +871,15 @@ class _Book:
 def _on_gpu(inputs: Tensor) -> bool:
     """Whether it is not rows but passes, and what is done between them, that take the time."""
     return inputs.is_cuda
+
+
+def _most_rows(
+    model: Model, inputs: Tensor, *, least: int, **options: Any
+) -> int | Callable[[int], int] | None:
+    """How many rows a pass has at most, as :meth:`Batches.run` takes it; options are a CPU's."""
+    if _on_gpu(inputs):
+        return functools.partial(rows_at_a_time, least=least)
+    return rows_per_pass(model, inputs, **options)
 
 
 def _where(mask: Tensor) -> Tensor:

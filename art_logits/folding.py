@@ -56,14 +56,14 @@ def find_pairs(model: nn.Module) -> list[Pair]:
         return []
     twin = replicate(model, containers=True)
     try:
-        graphs = [("", _Tracer(whole=True).trace(twin))]
+        graphs = [("", Tracer(whole=True).trace(twin))]
     except Exception as error:  # tracing runs a user's code on proxies, which can raise anything
         logger.debug("the model can't be traced as a whole: %s", error)
         graphs = list(_own_graphs(twin))
     return _pairs_of(model, graphs)
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Traces through all modules but torch's own, or through none but the root."""
 
     def __init__(self, *, whole: bool) -> None:
@@ -71,6 +71,7 @@ class _Tracer(fx.Tracer):
         self.whole = whole
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is left as one call."""
         return super().is_leaf_module(m, module_qualified_name) if self.whole else True
 
 
@@ -81,7 +82,7 @@ def _own_graphs(model: nn.Module) -> Iterator[tuple[str, fx.Graph]]:
         if not any(inside):
             continue
         try:
-            yield f"{name}." if name else "", _Tracer(whole=False).trace(module)
+            yield f"{name}." if name else "", Tracer(whole=False).trace(module)
         except Exception as error:  # as above
             logger.debug("module %r can't be traced: %s", name, error)
 

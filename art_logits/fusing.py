@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ._batches import is_out_of_memory
-from .folding import Pair, replicate
+from .folding import Pair, Tracer, replicate
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def find_rewritings(folded: nn.Module, pairs: list[Pair]) -> list[Rewriting]:
             try:
                 twin = replicate(module, containers=True)
                 before = dict(vars(twin))
-                graph = _Tracer().trace(twin)
+                graph = Tracer(whole=False).trace(twin)
                 if vars(twin) != before:  # what a forward notes in attributes would be lost
                     continue
                 fused = _rewrite(graph, module, set(layers))
@@ -122,6 +122,12 @@ def _as_many(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, geom
     return (out if other is None else out + other).relu_()
 
 
+def _in_one(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, geometry: Any) -> Tensor:
+    if other is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+    return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
+
+
 class _OneKernel(torch.autograd.Function):
     """cuDNN's kernel has no gradient in torch."""
 
@@ -129,10 +135,7 @@ class _OneKernel(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, geometry: Any
     ) -> Tensor:
-        if other is None:
-            out: Tensor = torch.cudnn_convolution_relu(x, weight, bias, *geometry)
-        else:
-            out = torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
+        out = _in_one(x, other, weight, bias, geometry)
         # The input is there for its shape and its layout: it is the output of the layer before, kept anyway.
         ctx.save_for_backward(x, out, weight)
         ctx.geometry = geometry
@@ -142,25 +145,12 @@ class _OneKernel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, out, weight = ctx.saved_tensors
-        grad, back = _gradients(grad, x, out, weight, ctx.geometry)
+        stride, padding, dilation, groups = ctx.geometry
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        back = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )[0]
         return back, grad if ctx.needs_input_grad[1] else None, None, None, None
-
-
-def _gradients(grad: Tensor, x: Tensor, out: Tensor, weight: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
-    """What reaches the sum below the ReLU, and what reaches the convolution's input."""
-    stride, padding, dilation, groups = geometry
-    grad = torch.ops.aten.threshold_backward(grad, out, 0)
-    back = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
-    )[0]
-    return grad, back
-
-
-class _Tracer(fx.Tracer):
-    """Traces through the root alone."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
 
 
 def _rewrite(graph: fx.Graph, module: nn.Module, folded: set[str]) -> dict[str, str]:

@@ -310,3 +310,21 @@ def distilled() -> nn.Module:
         data = load_data("digits", split="train")
         images, labels = data.batch(slice(0, len(data)))
         return train((train(None)(images) / 20).softmax(dim=1).detach())
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[..., nn.Module]:
+    """``lively(model, seed=0)``: its batch norms get values that a wrong fold would not survive."""
+
+    def made_lively(model: nn.Module, seed: int = 0) -> nn.Module:
+        rng = torch.Generator().manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                module.running_mean.copy_(torch.randn(module.num_features, generator=rng))
+                module.running_var.copy_(0.1 + torch.rand(module.num_features, generator=rng))
+                if module.affine:
+                    module.weight.data.copy_(0.5 + torch.rand(module.num_features, generator=rng))
+                    module.bias.data.copy_(torch.randn(module.num_features, generator=rng))
+        return model.eval()
+
+    return made_lively

@@ -12,19 +12,6 @@ from torch.nn.utils import parametrizations
 from art_logits.folding import Pair, find_pairs, fold, has_hooks, refold, replicate
 
 
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms with statistics and weights that a wrong fold would not survive."""
-    rng = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
-            module.running_mean.copy_(torch.randn(module.num_features, generator=rng))
-            module.running_var.copy_(0.1 + torch.rand(module.num_features, generator=rng))
-            if module.affine:
-                module.weight.data.copy_(0.5 + torch.rand(module.num_features, generator=rng))
-                module.bias.data.copy_(torch.randn(module.num_features, generator=rng))
-    return model.eval()
-
-
 class Block(nn.Module):
     """Two convolutions around a shortcut, all by attributes."""
 
@@ -99,7 +86,7 @@ BLOCK = [("conv1", "bn1"), ("conv2", "bn2"), ("shortcut.0", "shortcut.1")]
     ],
 )
 def test_pairs_are_read_from_the_graph_and_folding_keeps_the_function(
-    make: Callable[[], nn.Module], expected: list[tuple[str, str]]
+    lively: Any, make: Callable[[], nn.Module], expected: list[tuple[str, str]]
 ) -> None:
     model = lively(make())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -114,14 +101,14 @@ def test_pairs_are_read_from_the_graph_and_folding_keeps_the_function(
 
 
 @pytest.mark.parametrize("dimensions", [1, 3])
-def test_other_dimensions_fold_too(dimensions: int) -> None:
+def test_other_dimensions_fold_too(lively: Any, dimensions: int) -> None:
     kinds = {1: (nn.Conv1d, nn.BatchNorm1d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dimensions]
     model = lively(nn.Sequential(kinds[0](2, 3, 2), kinds[1](3)))
     x = torch.rand(2, 2, *[4] * dimensions)
     torch.testing.assert_close(fold(model, find_pairs(model))(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_are_folded_in_float64() -> None:
+def test_weights_are_folded_in_float64(lively: Any) -> None:
     """A variance near zero: the scale's rounding, not the product's, decides what is left of the digits."""
     model = lively(nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4)))
     conv, bn = model[0], model[1]
@@ -206,7 +193,7 @@ def parametrized() -> nn.Module:
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(8, 2)),
     ],
 )
-def test_what_folding_would_break_is_left_alone(make: Callable[[], nn.Module]) -> None:
+def test_what_folding_would_break_is_left_alone(lively: Any, make: Callable[[], nn.Module]) -> None:
     assert find_pairs(lively(make())) == []
 
 
@@ -275,7 +262,7 @@ def test_compiled_code_has_no_tree_to_copy() -> None:
         replicate(nn.Sequential(scripted))
 
 
-def test_refolding_writes_the_weights_of_today_in_place() -> None:
+def test_refolding_writes_the_weights_of_today_in_place(lively: Any) -> None:
     model = lively(Block())
     pairs = find_pairs(model)
     twin = fold(model, pairs)
