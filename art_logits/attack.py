@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 # On an H100 a pass of ResNet-18 in float32 takes as long over 64 rows as over 128, and twice that over 256.
 _CLAIMS = 256
+# And how many steps claims wait for others at most, where no sample waits for their places.
+_PATIENCE = 5
 # Where a pass over fewer rows takes as long as one over so many: in float32, and to a gradient in bfloat16.
 _LEAST = {False: 128, True: 1024}
 
@@ -289,9 +291,8 @@ class TemperaturePGD:
         # Inference mode would forbid gradients for good; no_grad is lifted where a gradient is taken.
         with torch.inference_mode(False), evaluating(model):
             ids = None if sample_ids is None else _checks.sample_ids(sample_ids, len(inputs))
-            # Only random starts ask for ids.
-            hashed = ids is None and (self.random_start or self.restarts > 1)
-            to_hash = (inputs.cpu(), labels.cpu()) if hashed else None
+            if ids is None and (self.random_start or self.restarts > 1):  # nothing else asks for ids
+                ids = sample_hashes(inputs, labels)
             proxy = self._gradient_model(gradients_of, inputs)
             peaks = proxy is not None and self.keep == "best"
             region = _Region(self, inputs.clone(), mask, peaks)
@@ -300,16 +301,10 @@ class TemperaturePGD:
             book = _Book(self, model, proxy, region.inputs, goals.clone(), batch_size, judge)
             # A run from the input itself has no iterate before its first step.
             book.earliest = int(not self.random_start and starts is None)
-            clean = book.look(clean_logits) if book.chooses else None
-            # Hashing takes a while, in which a GPU finds the clean logits: nothing has waited for them yet.
-            if to_hash is not None:
-                ids = sample_hashes(*to_hash)
             if ids is not None:
-                region.ids = ids
-            if _on_gpu(inputs):
-                region.ahead = book.size
-            if clean is not None:
-                book.open(clean)
+                region.ids, region.ahead = ids, book.size
+            if book.chooses:
+                book.open(clean_logits)
             return self._run(region, book, observer)
 
     @property
@@ -340,7 +335,7 @@ class TemperaturePGD:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
         waiting = book.open_cases()
         slots = landed = region.start(waiting, 0, book.x)
-        claims = _Claims(slots, slots.x)
+        claims, waited = _Claims(slots, slots.x, book.logits), 0
         while len(waiting) or len(slots) or len(landed) or len(claims):
             free = max(0, book.size - len(slots))
             if free and len(waiting):
@@ -352,19 +347,18 @@ class TemperaturePGD:
                 slots, leaving = book.enter(slots, logits)
                 if leaving is not None and len(rows := _where(leaving)):
                     if book.proxy is not None:
-                        claims = claims.join(_Claims(slots, grad).take(rows))
+                        claims = claims.join(_Claims(slots, grad, logits).take(rows))
                     going = _where(~leaving)
                     slots, grad = slots.take(going), grad[going]
                 slots = region.ascend(slots, grad)
             slots, landed = self._parted(slots, landed)
             # A claim can wait for others, as one pass for all of them costs less; what is refuted goes on.
-            alone = not (len(waiting) or len(slots))
-            if len(claims) and (alone or len(claims) >= book.enough(len(slots))):
-                if len(rows := _where(~book.confirm(claims.slots))):
-                    refuted = claims.take(rows)
+            waited += bool(len(claims))
+            if len(claims) and (len(claims) >= book.enough(len(slots), len(waiting), waited)):
+                if len(refuted := book.refute(claims)):
                     back, landed = self._parted(region.ascend(refuted.slots, refuted.grad), landed)
                     slots = slots.join(back)
-                claims = claims.take(slice(0))
+                claims, waited = claims.take(slice(0)), 0
             # A last iterate needs no gradient: these are evaluated together, unless others wait for it.
             if len(landed) and (len(landed) >= book.size or self._nothing_else(waiting, slots, landed)):
                 unsolved = _where(~book.land(landed))
@@ -418,7 +412,8 @@ class _Slots:
 
     ``velocity`` is the accumulated direction of a momentum attack, and has no columns in any other.
     ``peak`` is the best point of this restart that the original model has not seen, ``height`` its margin;
-    where that model gives the gradients too, it has seen them all, and ``peak`` has no columns.
+    where that model gives the gradients too, it has seen them all, and ``peak`` has no columns. ``doubt`` is
+    by how much the margin was overstated where that model has refuted a success.
     """
 
     index: Tensor
@@ -428,12 +423,13 @@ class _Slots:
     velocity: Tensor
     peak: Tensor
     height: Tensor
+    doubt: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
 
     def columns(self) -> tuple[Tensor, ...]:
-        return self.index, self.restart, self.step, self.x, self.velocity, self.peak, self.height
+        return self.index, self.restart, self.step, self.x, self.velocity, self.peak, self.height, self.doubt
 
     def take(self, rows: Tensor | slice) -> _Slots:
         """The slots at these positions, in their order."""
@@ -453,20 +449,24 @@ class _Slots:
 
 @dataclass(frozen=True)
 class _Claims:
-    """Points that a stand-in for the model calls a success, with the gradients there, should they be none."""
+    """Points that a stand-in calls a success, by its logits there; gradients, for those that are none."""
 
     slots: _Slots
     grad: Tensor
+    logits: Tensor
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def take(self, rows: Tensor | slice) -> _Claims:
         """The claims at these positions, in their order."""
-        return _Claims(self.slots.take(rows), self.grad[rows])
+        return _Claims(self.slots.take(rows), self.grad[rows], self.logits[rows])
 
     def join(self, other: _Claims) -> _Claims:
-        return _Claims(self.slots.join(other.slots), _joined((self.grad, other.grad)))
+        if not (len(self) and len(other)):
+            return self if len(self) else other
+        grad, logits = (torch.cat(pair) for pair in ((self.grad, other.grad), (self.logits, other.logits)))
+        return _Claims(self.slots.join(other.slots), grad, logits)
 
 
 class _Region:
@@ -534,14 +534,15 @@ class _Region:
             x[known] = self._within(base, self._radius(rows, step[known]), delta)
         nothing = x.flatten(1)[:, :0]
         velocity = torch.zeros_like(x) if self.attack.momentum else nothing
-        height = x.new_full((len(x),), -torch.inf)
-        return _Slots(index, restart, step, x, velocity, x if self.peaks else nothing, height)
+        never = x.new_full((len(x),), -torch.inf)
+        return _Slots(index, restart, step, x, velocity, x if self.peaks else nothing, never, never)
 
     def _drawn(self, waiting: Tensor, count: int) -> Tensor:
         """Points of the unit ball for the first of those who wait, in their order."""
         points = self.points
         if len(points) < count:
-            # A GPU is told some 500 times what to do, for few points as for many: those who come next, too.
+            # Drawing takes as long for few points as for many, on a GPU, and half as long on a CPU: those who
+            # come next, too.
             index, restart = waiting[len(points) : max(count, self.ahead)].unbind(dim=1)
             more = random_points(self.ball, self.inputs[index], **self._keys(index, restart))
             points = torch.cat([points, more]) if len(points) else more
@@ -551,8 +552,8 @@ class _Region:
 
     def _keys(self, rows: Tensor, restart: Tensor) -> dict[str, Any]:
         """What the random numbers of these starts depend on."""
-        ids = self.ids[rows.cpu().numpy()].tolist()
-        return {"seed": self.attack.seed, "sample_ids": ids, "restarts": restart.tolist()}
+        ids = self.ids[rows.cpu().numpy()]
+        return {"seed": self.attack.seed, "sample_ids": ids, "restarts": restart.cpu().numpy()}
 
     def ascend(self, slots: _Slots, grad: Tensor) -> _Slots:
         """One step of steepest ascent, projected onto the ball and then onto the bounds."""
@@ -635,22 +636,24 @@ class _Book:
         """How many samples are under way at a time."""
         return self.batches.size
 
-    def enough(self, under_way: int) -> int:
-        """How many claims are worth a pass of the original."""
-        # On a GPU a pass over few rows takes as long as one over some more: the refuted go on beside others.
-        return min(self.claims, under_way) if _on_gpu(self.inputs) else self.claims
+    def enough(self, under_way: int, waiting: int, waited: int) -> int:
+        """How many claims are worth a pass of the original, once the first has waited for so many steps."""
+        if not (under_way or waiting):
+            return 1
+        if not _on_gpu(self.inputs):
+            return self.claims
+        # A pass over few rows takes as long as one over some more: the refuted go on beside others, and not
+        # after them.
+        return 1 if waited >= _PATIENCE and not waiting else min(self.claims, under_way)
 
-    def look(self, known: Tensor | None) -> Tensor:
-        """The clean logits; a GPU may not have come to them yet."""
-        if known is not None:
-            return _checks.clean_logits(known, len(self.inputs)).detach()
-        self.proposes = self.attack.stop_on_success and is_rounded(self.proxy, self.inputs.device)
-        clean = self._logits(self.inputs, proxy=self.proposes)
-        self.forwards += 1
-        return clean
-
-    def open(self, clean: Tensor) -> None:
+    def open(self, known: Tensor | None) -> None:
         """A clean input that already succeeds is a result; one that does not is no iterate of the attack."""
+        if known is not None:
+            clean = _checks.clean_logits(known, len(self.inputs)).detach()
+        else:
+            self.proposes = self.attack.stop_on_success and is_rounded(self.proxy, self.inputs.device)
+            clean = self._logits(self.inputs, proxy=self.proposes)
+            self.forwards += 1
         self._allocate(clean)
         everyone = torch.arange(len(clean), device=clean.device)
         if self.proposes:
@@ -768,15 +771,23 @@ class _Book:
             solved = self._note(slots, logits, final=False)
             return slots, solved if self.attack.stop_on_success else None
         margin, success = self._outcome(logits, self.goals[slots.index])
-        claimed = success & self._moved(slots) & self.attack.stop_on_success
+        claimed = success & (margin > slots.doubt) & self._moved(slots) & self.attack.stop_on_success
         if self.attack.keep == "best":
             # What the original is going to see is no candidate for the end of the restart.
             slots = self._raised(slots, self._moved(slots) & ~claimed & (margin > slots.height), margin)
         return slots, claimed if self.attack.stop_on_success else None
 
-    def confirm(self, claims: _Slots) -> Tensor:
-        """Show the original what another model has called a success; returns which samples are solved."""
-        return self._note(claims, self.forward(claims), final=False)
+    def refute(self, claims: _Claims) -> _Claims:
+        """Show the original what another model has called a success; returns those claims that are none."""
+        logits = self.forward(claims.slots)
+        rows = _where(~self._note(claims.slots, logits, final=False))
+        refuted = claims.take(rows)
+        if len(refuted):
+            goals = self.goals[refuted.slots.index]
+            said, found = (self._outcome(those, goals)[0] for those in (refuted.logits, logits[rows]))
+            # Near by it errs alike: without this, a run that stays where it does would claim at every step.
+            refuted = replace(refuted, slots=replace(refuted.slots, doubt=said - found))
+        return refuted
 
     def land(self, slots: _Slots) -> Tensor:
         """Note how a restart ended; returns which samples need no further attack."""

@@ -562,9 +562,7 @@ def _distinct_hashes(inputs: Tensor, labels: Tensor) -> Tensor:
     """One id per sample from its bytes and label; the copies of a repeated sample are counted through."""
     from .starts import sample_hashes
 
-    ids = np.concatenate(
-        [sample_hashes(inputs[i : i + _CHUNK], labels[i : i + _CHUNK]) for i in range(0, len(labels), _CHUNK)]
-    )
+    ids = sample_hashes(inputs, labels)
     seen: dict[int, int] = {}
     for i, first in enumerate(ids.tolist()):
         copies = seen.get(first, 0)

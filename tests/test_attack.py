@@ -73,9 +73,10 @@ def test_linear_optimum_is_the_margin_plus_eps_times_the_dual_norm(
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr", "probability_margin"])
-@pytest.mark.parametrize("temperature", [1.0, "gap", 0.1])
+@pytest.mark.parametrize("temperature", [1.0, "gap", 0.25])
 def test_linear_linf_optimum_within_active_bounds(binary: nn.Module, loss: str, temperature: Any) -> None:
     """Every coordinate goes as far along its sign as the ball and the bounds allow."""
+    # Margins reach 7.5: at 37 T (float64) a difference of probabilities has nothing left but its rounding.
     x, eps, labels = vectors(12), 0.3, torch.arange(12) % 2
     result = pgd(
         binary, x, labels, eps=eps, loss=loss, temperature=temperature, stop_on_success=False, steps=20

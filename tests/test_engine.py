@@ -116,7 +116,7 @@ def test_counted_passes_are_those_of_both_models(
 def test_an_unverified_success_goes_on(
     curved: nn.Module, images: Any, predict: Any, record: Any, proposing: Any
 ) -> None:
-    """A proposer that calls everything a success costs a pass at each step, and loses nothing."""
+    """A proposer that calls everything a success costs a pass of each sample, and loses nothing."""
     x = images(20, dtype=torch.float64)
     labels = predict(curved, x)
 
@@ -130,9 +130,12 @@ def test_an_unverified_success_goes_on(
     options: dict[str, Any] = {"eps": 0.01, "steps": 5, "temperature": 1.0, "loss": "margin"}
     plain = pgd(curved, x, labels, **options)
     proposing(Optimist())
-    found = pgd(curved, x, labels, **options)
+    original = record(curved)
+    found = pgd(original, x, labels, **options)
     assert 0 < int(plain.success.sum()) < len(x)
     assert torch.equal(found.success, plain.success)
+    # Clean, the first claim, and by how much less to believe the next: a success, or what is best at the end.
+    assert 2 * len(x) < sum(original.rows) <= 3 * len(x)
 
 
 @pytest.mark.parametrize(("enough", "most", "few"), [(1, 20, 3), (1000, 2, 1)])
@@ -319,6 +322,23 @@ def test_refuted_claims_are_no_candidates_for_the_end(proposing: Any, success_at
     assert round(10 * float(result.adv_inputs)) == success_at
     # Clean, three steps, the last iterate as proposed, the claim, and the best of the others.
     assert int(result.forwards) == 7
+
+
+@pytest.mark.parametrize(("on_gpu", "longest"), [(True, 20 + attack._PATIENCE - 1), (False, 20 + 18)])
+def test_the_refuted_do_not_stay_behind_on_a_gpu(
+    record: Any, proposing: Any, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, longest: int
+) -> None:
+    """A claim at the second step is not worth a pass beside three samples until it has waited a while."""
+    monkeypatch.setattr(attack, "_on_gpu", lambda inputs: on_gpu)
+    margins = dict.fromkeys(range(100), -1.0)
+    proposer = record(Table({**margins, 1: 5.0}))
+    proposing(proposer)
+    x, labels = torch.tensor([[0.0], [3.0], [4.0], [5.0]]), torch.zeros(4, dtype=torch.int64)
+    options: dict[str, Any] = {"eps": 2.0, "step_size": 0.1, "random_start": False, "bounds": (0.0, 10.0)}
+    result = pgd(Table(margins), x, labels, steps=20, **options)
+    assert not bool(result.success.any())
+    assert result.backwards.tolist() == [20] * 4
+    assert len(proposer.backward_rows) == longest
 
 
 @pytest.mark.usefixtures("large")
