@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -59,7 +60,10 @@ Attack: TypeAlias = Callable[..., Any]
 Attacks: TypeAlias = "Attack | str | Sequence[Attack | str] | Mapping[str, Attack | str]"
 
 PART_SIZE = 512
-"""Samples per part: what an interruption may cost."""
+"""Samples per part, at least: what an interruption may cost."""
+
+# On a GPU the last steps of an attack, with few samples left, take as long as its first ones, in every part.
+_BATCHES_PER_PART = 2
 
 # What torch says of logits that do not depend on the inputs, with frozen parameters and with others.
 _NO_GRADIENTS = ("does not require grad", "appears to not have been used in the graph")
@@ -125,7 +129,8 @@ def evaluate(
         model_name: for the manifest; default the model's class.
         reference_name: for the manifest; default the reference's class.
         command: for the manifest: how this run was started.
-        part_size: samples per part, which is what an interruption may cost; default 512.
+        part_size: samples per part, which is what an interruption may cost; default 512, on a GPU twice the
+            batch size where that is more. A resumed run keeps to its parts.
         precision: of the gradients of attacks that leave theirs at ``"auto"``: ``"float32"``, ``"bfloat16"``,
             or, as by default, what a short probe finds faster on ``model``. The manifest holds what was
             chosen, and a resumed run keeps to it. What is reported is computed in float32 in any case.
@@ -165,12 +170,15 @@ def evaluate(
         training = {subject.role: training_modules(subject.model) for subject in subjects}
         stack.enter_context(_placed([s.model for s in subjects], device))
         stack.enter_context(evaluating(*(s.model for s in subjects)))
-        size = PART_SIZE if part_size is None else _checks.integer("part_size", part_size, at_least=1)
+        stored = _stored_choices(out) if resume else _Choices()
+        size = stored.part_size
+        if part_size is not None:
+            size = _checks.integer("part_size", part_size, at_least=1)
         classes = _count_classes(subjects, samples)
-        stored = _stored_precisions(out) if resume else {}
         with _gradients_of(subjects[0]):
-            named = _settled(named, precision or "auto", stored, subjects[0], samples)
-            batches = Batches(_batch_size(batch_size, subjects[0], samples, size))
+            named = _settled(named, precision or "auto", stored.precisions, subjects[0], samples)
+            batches = Batches(_batch_size(batch_size, subjects[0], samples, size or len(samples)))
+        size = size or _part_size(subjects[0].home()[0], batches.size)
         run = _Run(samples, subjects, named, batches, norm, classes, size)
         names = (model_name, reference_name)
         manifest = {
@@ -300,17 +308,30 @@ def _qualified_name(thing: object) -> str:
     return str(getattr(thing, "__qualname__", type(thing).__qualname__))
 
 
-def _stored_precisions(out: str | Path | None) -> dict[str, str]:
-    """What an earlier run in ``out`` chose for each attack, if there is one."""
+class _Choices(NamedTuple):
+    """What a run was not told and chose itself, and keeps to when it is resumed, maybe on another machine."""
+
+    part_size: int | None = None
+    precisions: Mapping[str, str] = MappingProxyType({})
+
+
+def _stored_choices(out: str | Path | None) -> _Choices:
+    """Those of an earlier run in ``out``, if there is one."""
     try:
-        attacks = read_manifest(Path(out or ""))["identity"]["attacks"]
-        return {name: config["precision"] for name, config in attacks.items() if "precision" in config}
+        identity = read_manifest(Path(out or ""))["identity"]
+        attacks = identity["attacks"].items()
+        precisions = {name: config["precision"] for name, config in attacks if "precision" in config}
+        return _Choices(_checks.integer("part_size", identity["part_size"], at_least=1), precisions)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # the writer will say what is wrong with it
+        return _Choices()  # the writer will say what is wrong with it
+
+
+def _part_size(device: torch.device, batch_size: int) -> int:
+    return max(PART_SIZE, _BATCHES_PER_PART * batch_size) if device.type == "cuda" else PART_SIZE
 
 
 def _settled(
-    attacks: dict[str, Attack], precision: str, stored: dict[str, str], subject: _Subject, data: Data
+    attacks: dict[str, Attack], precision: str, stored: Mapping[str, str], subject: _Subject, data: Data
 ) -> dict[str, Attack]:
     """The attacks with their precision decided: a probe may decide otherwise elsewhere, or tomorrow."""
 

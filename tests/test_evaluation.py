@@ -607,6 +607,26 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch
         evaluate(Linear(), samples(20), **options, resume=True, precision="float32")
 
 
+def test_a_resumed_run_keeps_to_its_parts(tmp_path, monkeypatch):
+    """On another machine they might be of another size."""
+    options = {"attacks": {"a": TemperaturePGD(eps=0.05, steps=2)}, "out": tmp_path}
+    monkeypatch.setattr(evaluation, "PART_SIZE", 6)
+    first = evaluate(Linear(), samples(20), **options)
+    (tmp_path / "records" / "part-00001.parquet").unlink()
+    monkeypatch.setattr(evaluation, "PART_SIZE", 10)
+    again = evaluate(Linear(), samples(20), **options, resume=True)
+    assert again.table.equals(first.table)
+    assert again.manifest["identity"]["part_size"] == 6
+    with pytest.raises(ValueError, match="part_size"):
+        evaluate(Linear(), samples(20), **options, resume=True, part_size=10)
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(100, 512), (2048, 4096)])
+def test_a_gpu_gets_parts_of_more_than_one_batch(batch_size, size):
+    assert evaluation._part_size(torch.device("cuda"), batch_size) == size
+    assert evaluation._part_size(torch.device("cpu"), batch_size) == 512
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_our_attacks_take_their_gradients_from_a_prepared_model(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "choose_precision", None)  # it has been chosen
@@ -642,7 +662,7 @@ def test_what_a_prepared_model_is_compiled_with_reaches_an_evaluation(monkeypatc
 @pytest.mark.parametrize("manifest", ["{}", "nonsense", '{"format": 1, "identity": {"attacks": {"a": 3}}}'])
 def test_a_damaged_manifest_is_left_to_the_writer(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
-    assert evaluation._stored_precisions(tmp_path) == {}
+    assert evaluation._stored_choices(tmp_path) == (None, {})
     with pytest.raises(ValueError, match=r"manifest.json|differs"):
         evaluate(Linear(), samples(4), attacks="pgd", eps=0.1, out=tmp_path, resume=True)
 

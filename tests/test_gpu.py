@@ -18,7 +18,7 @@ from art_logits.data import load_data
 from art_logits.fusing import Fused
 from art_logits.models import load_model
 from art_logits.prepare import choose_precision, evaluating, full_float32
-from art_logits.starts import random_choices, random_points
+from art_logits.starts import random_choices, random_points, sample_hashes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -61,6 +61,15 @@ def test_random_starts_are_those_of_the_cpu(norm: str) -> None:
     assert on_gpu.is_cuda
     assert torch.equal(on_gpu.cpu(), random_points(BALLS[norm], like, **keys))
     assert torch.equal(random_choices(0.3, like.cuda(), **keys).cpu(), random_choices(0.3, like, **keys))
+
+
+def test_ids_of_samples_are_those_of_the_cpu(images: Tensor) -> None:
+    labels = torch.arange(len(images))
+    on_cpu = sample_hashes(images.cpu(), labels)
+    np.testing.assert_array_equal(sample_hashes(images, labels.cuda()), on_cpu)
+    np.testing.assert_array_equal(
+        sample_hashes(images.contiguous(memory_format=torch.channels_last), labels), on_cpu
+    )
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
