@@ -39,7 +39,7 @@ class _Evaluator(ABC, Generic[Report]):
         eps: float = 8 / 255,
         attacks: Any = None,
         class_names: Sequence[str] | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         device: str | torch.device | None = None,
         reference: Model | None = None,
     ) -> None:
@@ -50,7 +50,9 @@ class _Evaluator(ABC, Generic[Report]):
         self.eps = _checks.number("eps", eps, at_least=0.0)
         self.attacks = "temperature-pgd" if attacks is None else attacks
         self.class_names = class_names
-        self.batch_size = _checks.integer("batch_size", batch_size, at_least=1)
+        if batch_size is not None:
+            batch_size = _checks.integer("batch_size", batch_size, at_least=1)
+        self.batch_size = batch_size
         self.device = device
         self.model_name: str | None = None
         self._records: Records | None = None
@@ -164,7 +166,7 @@ class ClasswiseEvaluator(_Evaluator[ClasswiseReport]):
         attacks: what :func:`art_logits.evaluate` takes; default Temperature-PGD. AutoAttack is
             ``AutoAttack(norm=norm, eps=eps)``, at many times the cost.
         class_names: ``C`` names; default ``"0"`` to ``"C-1"``.
-        batch_size: samples in one pass of the model.
+        batch_size: samples in one pass of the model; default what suits the device and its memory.
         device: where to run; default where the model is.
 
     Raises:
@@ -187,7 +189,7 @@ class ClasswiseEvaluator(_Evaluator[ClasswiseReport]):
         eps: float = 8 / 255,
         attacks: Any = None,
         class_names: Sequence[str] | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__(
@@ -213,7 +215,7 @@ class LogitEvaluator(_Evaluator[LogitReport]):
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: radius, in the unit of the images, >= 0.
         attacks: what :func:`art_logits.evaluate` takes; default Temperature-PGD.
-        batch_size: samples in one pass of the model.
+        batch_size: samples in one pass of the model; default what suits the device and its memory.
         device: where to run; default where the model is.
 
     Raises:
@@ -229,7 +231,7 @@ class LogitEvaluator(_Evaluator[LogitReport]):
         norm: str = "Linf",
         eps: float = 8 / 255,
         attacks: Any = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__(
