@@ -466,7 +466,7 @@ def gradient_model(model: Model, inputs: Tensor, precision: str, *, fuse: bool) 
     if not isinstance(original, nn.Module) or inputs.dtype == torch.float64 or _is_double(original):
         return None
     asked = model.variant(precision, fuse=fuse) if isinstance(model, Prepared) else None
-    worthwhile = _is_worthwhile(original, inputs)
+    worthwhile = is_worthwhile(original, inputs)
     fuse = fuse and worthwhile
     key = (precision, fuse, asked, inputs.shape[1:], inputs.device)
     snapshots = _snapshots.get(original, {})
@@ -569,7 +569,8 @@ def _is_convolutional(model: nn.Module) -> bool:
     return 2 * kernels > weights
 
 
-def _is_worthwhile(model: nn.Module, inputs: Tensor) -> bool:
+def is_worthwhile(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether a model is so large, for inputs ``(N, ...)``, that preparing it saves more than it costs."""
     positions = inputs[0, 0].numel() if inputs.ndim > 2 else 1
     return sum(weight.numel() for weight in model.parameters()) * positions >= _WORTHWHILE
 
@@ -614,7 +615,7 @@ def rows_per_pass(model: Model, inputs: Tensor, *, dtype: torch.dtype | None = N
     Returns:
         At least 16, or None.
     """
-    if not isinstance(model, nn.Module) or inputs.is_cuda or not _is_worthwhile(model, inputs):
+    if not isinstance(model, nn.Module) or inputs.is_cuda or not is_worthwhile(model, inputs):
         return None
     known, key = _elements.setdefault(model, {}), tuple(inputs.shape[1:])
     if key not in known:
@@ -702,7 +703,7 @@ def choose_precision(model: Model, inputs: Tensor, *, fuse: bool = True) -> Prec
     """
     if not isinstance(model, nn.Module) or inputs.dtype != torch.float32 or _is_double(model):
         return "float32"
-    if not _is_worthwhile(model, inputs):
+    if not is_worthwhile(model, inputs):
         return "float32"
     rows = _few_shapes(len(inputs), _GPU_PROBE) if inputs.is_cuda else PROBE
     key = (tuple(inputs.shape[1:]), inputs.device, fuse, rows)

@@ -719,7 +719,7 @@ def test_strong_as_a_spec():
 
 
 def test_the_evaluation_treats_it_as_it_treats_one_attack(net, images, predict, tmp_path, monkeypatch):
-    monkeypatch.setattr("art_logits.evaluation.PART_SIZE", 16)
+    monkeypatch.setattr("art_logits.evaluation._part_size", lambda *arguments: 16)
     x = images(40)
     labels = predict(net, x)
     ids = torch.arange(40)
@@ -740,7 +740,7 @@ def test_the_evaluation_treats_it_as_it_treats_one_attack(net, images, predict, 
 
 
 def test_the_evaluation_cuts_radii_and_chooses_the_precision(net, images, predict, monkeypatch):
-    monkeypatch.setattr("art_logits.evaluation.PART_SIZE", 16)
+    monkeypatch.setattr("art_logits.evaluation._part_size", lambda *arguments: 16)
     x = images(40)
     labels, eps, ids = predict(net, x), torch.linspace(0.01, 0.05, 40), torch.arange(40)
     attack = mixed(eps=eps)

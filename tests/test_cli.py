@@ -244,7 +244,7 @@ def test_help_and_version(capsys):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "PART_SIZE", 16)
+    monkeypatch.setattr(evaluation, "_part_size", lambda *arguments: 16)
     attack_part, parts = evaluation._evaluate_part, []
 
     def interrupted(*args):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from art_logits import AttackResult, TemperaturePGD, evaluation, prepare
-from art_logits.cascade import Cascade
+from art_logits.cascade import Cascade, quick
 from art_logits.data import as_data, load_data
 from art_logits.evaluation import evaluate, resolve_device
 from art_logits.records import Records
@@ -50,7 +51,7 @@ def robust_in_closed_form(inputs: Tensor, eps: float) -> np.ndarray:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(evaluation, "PART_SIZE", 16)
+    monkeypatch.setattr(evaluation, "_part_size", lambda *arguments: 16)
 
 
 def test_linear_model_against_the_closed_form():
@@ -79,7 +80,7 @@ def test_no_result_depends_on_batch_parts_or_order(monkeypatch, batch_size):
     inputs, labels = samples(40)
     attack = TemperaturePGD(eps=0.08, steps=4, restarts=2)
     whole = evaluate(Linear(torch.float64), (inputs, labels), attacks=attack)
-    monkeypatch.setattr(evaluation, "PART_SIZE", 9)
+    monkeypatch.setattr(evaluation, "_part_size", lambda *arguments: 9)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     data = (inputs[order], labels[order])
     parts = evaluate(Linear(torch.float64), data, attacks=attack, batch_size=batch_size)
@@ -360,7 +361,7 @@ def test_our_attack_passes_the_check_in_every_ball(norm):
 
 
 def test_one_eps_per_sample_is_cut_to_the_parts(monkeypatch):
-    monkeypatch.setattr(evaluation, "PART_SIZE", 3)
+    monkeypatch.setattr(evaluation, "_part_size", lambda *arguments: 3)
     inputs, labels = samples(8)
     eps = torch.linspace(0, 0.1, 8)
     records = evaluate(
@@ -542,7 +543,7 @@ def test_thumbnails_do_not_depend_on_parts_batches_or_an_interruption(monkeypatc
     resumed = evaluate(net, (inputs, labels), **options, out=tmp_path / "run", resume=True)
     assert resumed.thumbnails.equals(expected)
     assert Records.load(tmp_path / "run").thumbnails.equals(expected)
-    monkeypatch.setattr(evaluation, "PART_SIZE", 512)
+    monkeypatch.setattr(evaluation, "_part_size", lambda *arguments: 512)
     whole = evaluate(net, (inputs, labels), **options, batch_size=7).thumbnails
     shown = [
         sorted(zip(*(t[c].to_pylist() for c in ("kind", "sample_id")), strict=True))
@@ -610,10 +611,10 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch
 def test_a_resumed_run_keeps_to_its_parts(tmp_path, monkeypatch):
     """On another machine they might be of another size."""
     options = {"attacks": {"a": TemperaturePGD(eps=0.05, steps=2)}, "out": tmp_path}
-    monkeypatch.setattr(evaluation, "PART_SIZE", 6)
+    monkeypatch.setattr(evaluation, "_part_size", lambda *arguments: 6)
     first = evaluate(Linear(), samples(20), **options)
     (tmp_path / "records" / "part-00001.parquet").unlink()
-    monkeypatch.setattr(evaluation, "PART_SIZE", 10)
+    monkeypatch.setattr(evaluation, "_part_size", lambda *arguments: 10)
     again = evaluate(Linear(), samples(20), **options, resume=True)
     assert again.table.equals(first.table)
     assert again.manifest["identity"]["part_size"] == 6
@@ -621,10 +622,23 @@ def test_a_resumed_run_keeps_to_its_parts(tmp_path, monkeypatch):
         evaluate(Linear(), samples(20), **options, resume=True, part_size=10)
 
 
-@pytest.mark.parametrize(("batch_size", "size"), [(100, 512), (2048, 4096)])
-def test_a_gpu_gets_parts_of_more_than_one_batch(batch_size, size):
-    assert evaluation._part_size(torch.device("cuda"), batch_size) == size
-    assert evaluation._part_size(torch.device("cpu"), batch_size) == 512
+def placed(device, net):
+    """A subject whose model is said to be on a device that this machine may not have."""
+    return SimpleNamespace(model=net, home=lambda: (torch.device(device), torch.float32))
+
+
+def test_parts_are_as_large_as_an_interruption_may_cost():
+    small, large, data = Linear(), nn.Linear(4, 2**22), as_data(samples(3))
+    ours = {"a": TemperaturePGD(eps=0.1), "b": quick(eps=0.1)}
+    size = evaluation._part_size
+    assert size(ours, [placed("cpu", small)], data, 128) == 4096
+    assert size(ours, [placed("cpu", large)], data, 128) == 512
+    assert size(ours, [placed("cpu", small), placed("cpu", large)], data, 128) == 512
+    assert size(ours, [placed("cpu", torch.relu)], data, 128) == 512
+    assert size(ours, [placed("cuda", large)], data, 2048) == 4096
+    assert size(ours, [placed("cuda", large)], data, 100) == 512
+    for subject in (placed("cpu", small), placed("cuda", small)):
+        assert size({**ours, "foreign": lambda model, x, y: x}, [subject], data, 2048) == 512
 
 
 @pytest.mark.usefixtures("small_parts")
