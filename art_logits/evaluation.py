@@ -64,9 +64,9 @@ PART_SIZE = 512
 """Samples per part, at least: what an interruption may cost."""
 
 # The last steps of an attack, with few samples left, take as long as its first ones on a GPU, and half as
-# long with a small model: in every part. With digits-at a run takes 0.6 of the time in parts of so many.
+# long with a small model: in every part (benchmarks/scaling.py, parts).
 _BATCHES_PER_PART = 2
-_LARGE_PART = 4096
+_LARGE_PART = 2048
 
 # What torch says of logits that do not depend on the inputs, with frozen parameters and with others.
 _NO_GRADIENTS = ("does not require grad", "appears to not have been used in the graph")
@@ -133,8 +133,8 @@ def evaluate(
         reference_name: for the manifest; default the reference's class.
         command: for the manifest: how this run was started.
         part_size: samples per part, which is what an interruption may cost; default 512. Where all attacks
-            are this project's, it is 4096 for a small model on a CPU, and on a GPU twice the batch size if that
-            is more. A resumed run keeps to its parts.
+            are this project's, it is 2048 for a small model on a CPU, and on a GPU twice the batch size if
+            that is more. A resumed run keeps to its parts.
         precision: of the gradients of attacks that leave theirs at ``"auto"``: ``"float32"``, ``"bfloat16"``,
             or, as by default, what a short probe finds faster on ``model``. The manifest holds what was
             chosen, and a resumed run keeps to it. What is reported is computed in float32 in any case.

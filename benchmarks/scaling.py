@@ -10,6 +10,8 @@ stand the largest residual, as a share of the fitted time, and the exponent b of
 for a linear law.
 *Batch size*: milliseconds per forward and backward pass, every step taken, beside ``torchattacks.PGD``;
 bfloat16 only where it is native.
+*Parts*: an evaluation by its default attack, in parts of so many samples, each of which ends with passes over
+few of them. Of a data set that is too small its images are taken again and again, under other ids.
 
 **Memory** is the peak of the resident set of a fresh process, above what it was after a first attack on two
 images: ``torchattacks.PGD`` and ours on the same batches, and ``evaluate``, which also keeps records, on more
@@ -117,6 +119,21 @@ def measure_steps(case: dict[str, Any], data_dir: Path, device: torch.device) ->
     def work(size: int) -> Callable[[], Any]:
         attack = TemperaturePGD(eps=eps, steps=size, stop_on_success=False)
         return partial(attack, model, inputs, labels, batch_size=case["batch_size"])
+
+    return _rounds(case, work, device)
+
+
+def measure_parts(case: dict[str, Any], data_dir: Path, device: torch.device) -> list[dict[str, Any]]:
+    """Seconds of an evaluation of the same samples in parts of so many."""
+    model, inputs, labels, eps = load_inputs({**case, "n": case["images"]}, data_dir, device)
+    rows = torch.arange(case["n"]) % len(inputs)
+    data, ids = (inputs[rows].cpu(), labels[rows].cpu()), torch.arange(case["n"])
+
+    def work(size: int) -> Callable[[], Any]:
+        options: dict[str, Any] = {"attacks": "temperature-pgd", "norm": case["norm"], "eps": eps}
+        return partial(
+            evaluate, model, data, sample_ids=ids, part_size=size, batch_size=case["batch_size"], **options
+        )
 
     return _rounds(case, work, device)
 
@@ -256,6 +273,7 @@ MEASURES = {
     "samples": measure_samples,
     "steps": measure_steps,
     "batches": measure_batches,
+    "parts": measure_parts,
     "memory": measure_memory,
 }
 
@@ -276,6 +294,13 @@ def time_text(cell: dict[str, Any]) -> str:
         f"largest residual {100 * law['residual']:.1f} %, time ~ {unit}s^{law['exponent']:.3f}.\n"
     )
     return f"{to_markdown(table)}\n{words}"
+
+
+def parts_text(cell: dict[str, Any]) -> str:
+    """Table of the time by the size of the parts."""
+    table = medians(cell, "seconds", "size")
+    table["x the largest's"] = table["seconds"] / table["seconds"].iloc[-1]
+    return to_markdown(table.rename(columns={"size": "samples per part"}))
 
 
 def batch_table(cell: dict[str, Any]) -> pd.DataFrame:
@@ -324,6 +349,7 @@ def section(cell: dict[str, Any]) -> str:
         "samples": time_text,
         "steps": time_text,
         "batches": lambda cell: to_markdown(batch_table(cell)),
+        "parts": parts_text,
         "memory": memory_text,
     }
     rounds = f", {case['rounds']} rounds"
@@ -366,14 +392,19 @@ def draw_time(panel: Any, cell: dict[str, Any]) -> None:
     panel.set(xlabel=cell["case"]["kind"], ylabel="seconds", title=f"R² = {law['r2']:.5f}")
 
 
+def draw_parts(panel: Any, cell: dict[str, Any]) -> None:
+    """A line through the medians."""
+    table = medians(cell, "seconds", "size")
+    panel.plot(table["size"], table["seconds"], "o-", ms=3)
+    _by_size(panel, table["size"], xlabel="samples per part", ylabel="seconds of an evaluation")
+
+
 def draw_batches(panel: Any, cell: dict[str, Any]) -> None:
     """A line per attack."""
     table = batch_table(cell).set_index("batch size")
     for name in table:
         panel.plot(table.index, table[name], "o-", ms=3, label=name)
-    panel.set(xscale="log", ylim=(0, None), xlabel="batch size", ylabel="ms per forward and backward pass")
-    panel.set_xticks(list(table.index), [str(size) for size in table.index])
-    panel.minorticks_off()
+    _by_size(panel, table.index, xlabel="batch size", ylabel="ms per forward and backward pass")
     panel.legend(fontsize=7)
 
 
@@ -381,13 +412,28 @@ def draw_memory(panel: Any, cell: dict[str, Any]) -> None:
     """A line per attack that was measured at several sizes, a mark for the others."""
     if not cell["rows"]:
         return
-    for name, mine in memory_table(cell).groupby("attack", sort=False):
+    table = memory_table(cell)
+    for name, mine in table.groupby("attack", sort=False):
         panel.plot(mine["images"], mine["peak, MB"], "o-", ms=4, label=name)
-    panel.set(xscale="log", ylim=(0, None), xlabel="images", ylabel="peak memory above the start, MB")
+    _by_size(panel, table["images"], xlabel="images", ylabel="peak memory above the start, MB")
     panel.legend(fontsize=7)
 
 
-PANELS = {"samples": draw_time, "steps": draw_time, "batches": draw_batches, "memory": draw_memory}
+def _by_size(panel: Any, sizes: Iterable[int], **labels: str) -> None:
+    """Sizes on a logarithmic axis, each at its tick."""
+    ticks = sorted(set(sizes))
+    panel.set(xscale="log", ylim=(0, None), **labels)
+    panel.set_xticks(ticks, [str(size) for size in ticks])
+    panel.minorticks_off()
+
+
+PANELS = {
+    "samples": draw_time,
+    "steps": draw_time,
+    "batches": draw_batches,
+    "parts": draw_parts,
+    "memory": draw_memory,
+}
 
 
 def measure(case: dict[str, Any], data_dir: Path, device: torch.device) -> dict[str, Any]:

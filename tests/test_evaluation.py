@@ -631,7 +631,7 @@ def test_parts_are_as_large_as_an_interruption_may_cost():
     small, large, data = Linear(), nn.Linear(4, 2**22), as_data(samples(3))
     ours = {"a": TemperaturePGD(eps=0.1), "b": quick(eps=0.1)}
     size = evaluation._part_size
-    assert size(ours, [placed("cpu", small)], data, 128) == 4096
+    assert size(ours, [placed("cpu", small)], data, 128) == 2048
     assert size(ours, [placed("cpu", large)], data, 128) == 512
     assert size(ours, [placed("cpu", small), placed("cpu", large)], data, 128) == 512
     assert size(ours, [placed("cpu", torch.relu)], data, 128) == 512
