@@ -1,4 +1,4 @@
-"""How do time and memory grow? With samples, with steps, with the batch size.
+"""How do time and memory grow? With samples, steps, the size of batches and of an evaluation's parts.
 
     python benchmarks/scaling.py --data-dir DATA --threads 2
 
