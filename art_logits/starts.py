@@ -201,8 +201,8 @@ def sample_hashes(inputs: Tensor, labels: Tensor) -> np.ndarray[Any, np.dtype[np
 
 
 def _scrambled(words: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Other words of 64 bits, one for each, without a pattern (SplitMix64, Steele et al. 2014)."""
-    bits = words.astype(np.int64).view(np.uint64) + np.uint64(_WEYL[0])
+    """Other words of 64 bits, one for each, without a pattern (the end of SplitMix64, Steele et al. 2014)."""
+    bits = words.astype(np.int64).view(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ bits >> np.uint64(shift)) * np.uint64(factor)
     scrambled: np.ndarray[Any, np.dtype[np.int64]] = (bits ^ bits >> np.uint64(31)).view(np.int64)
