@@ -154,11 +154,13 @@ def test_claims_wait_for_one_another(
     monkeypatch.setattr(attack, "_CLAIMS", enough)
     x = images(40, dtype=torch.float64)
     labels = predict(curved, x)
+    # Small steps, so that not all of them claim at once.
+    options: dict[str, Any] = {"eps": 0.02, "steps": 8, "step_size": 0.004, "random_start": False}
     proposing(None)
-    plain = pgd(curved, x, labels, eps=0.02, steps=8)
+    plain = pgd(curved, x, labels, **options)
     original = record(curved)
     proposing(Bent(curved, 0.0))
-    found = pgd(original, x, labels, eps=0.02, steps=8, batch_size=30)
+    found = pgd(original, x, labels, batch_size=30, **options)
     assert 5 < int(found.success.sum()) < 35
     assert torch.equal(found.adv_inputs, plain.adv_inputs)
     # Clean in two parts; what was claimed, and how the others ended.
@@ -328,7 +330,7 @@ def test_refuted_claims_are_no_candidates_for_the_end(proposing: Any, success_at
 def test_the_refuted_do_not_stay_behind_on_a_gpu(
     record: Any, proposing: Any, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, longest: int
 ) -> None:
-    """A claim, and another one later, is not worth a pass beside three samples until it has waited a while."""
+    """A claim, and a later one, is not worth a pass beside three samples until it has waited for a while."""
     monkeypatch.setattr(attack, "_on_gpu", lambda inputs: on_gpu)
     margins = dict.fromkeys(range(100), -1.0)
     proposer = record(Table({**margins, 1: 5.0, 10: 9.0}))
