@@ -34,7 +34,7 @@ goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases 
 
 **On a GPU** torch computes convolutions in TF32 unless told otherwise, and so is the hosts' PGD; ``no TF32``
 is torchattacks in float32, in which ours verifies. The cases of ``configs/speed-cuda.json``, of which the
-first was measured, in an earlier version of the engine and without the bare costs:
+first was measured, in batches of 1024, by an earlier engine and without the bare costs:
 
     python benchmarks/speed.py --data-dir DATA --device cuda --config benchmarks/configs/speed-cuda.json
 """
