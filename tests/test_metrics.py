@@ -197,7 +197,7 @@ def main(rank, store, out):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     model = DistributedDataParallel(Classifier())
     own, optimizer = model.module, torch.optim.SGD(model.parameters(), lr=0.5)
-    attack = TemperaturePGD(eps=0.1, steps=2)
+    attack = TemperaturePGD(eps=0.3, steps=2)
     generator = torch.Generator().manual_seed(rank)
     for epoch in range(2):
         seen = []
