@@ -338,7 +338,7 @@ def _part_size(attacks: Mapping[str, Attack], subjects: list[_Subject], data: Da
         return max(PART_SIZE, _BATCHES_PER_PART * batch_size)
     inputs, _ = data.batch(slice(0, 1))
     small = all(isinstance(s.model, nn.Module) and not is_worthwhile(s.model, inputs) for s in subjects)
-    return max(PART_SIZE, _LARGE_PART) if small else PART_SIZE
+    return _LARGE_PART if small else PART_SIZE
 
 
 def _settled(

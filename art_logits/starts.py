@@ -147,8 +147,8 @@ def uniform_numbers(keys: Keys, count: int, device: torch.device | str = "cpu") 
     True
     """
     blocks = -(-count // 8)  # a block of the counter makes four words of two numbers each
-    words_of = torch.from_numpy(keys.view(np.int64)).to(device)
-    key = [words_of[:, :1], words_of[:, 1:]]
+    halves = torch.from_numpy(keys.view(np.int64)).to(device)
+    key = [halves[:, :1], halves[:, 1:]]
     nothing = torch.zeros(len(keys), blocks, dtype=torch.int64, device=device)
     words = [nothing + torch.arange(1, blocks + 1, device=device), nothing, nothing, nothing]
     for number in range(_ROUNDS):
@@ -158,8 +158,8 @@ def uniform_numbers(keys: Keys, count: int, device: torch.device | str = "cpu") 
         high1, low1 = _product(_MULTIPLIERS[1], words[2])
         words = [high1 ^ words[1] ^ key[0], low1, high0 ^ words[3] ^ key[1], low0]
     wide = torch.stack(words, dim=2)
-    halves = torch.stack([wide & _LOW, (wide >> 32) & _LOW], dim=3).flatten(1)[:, :count]
-    return (halves >> 8).float() * 2.0**-24
+    numbers = torch.stack([wide & _LOW, (wide >> 32) & _LOW], dim=3).flatten(1)[:, :count]
+    return (numbers >> 8).float() * 2.0**-24
 
 
 def _signed(word: int) -> int:

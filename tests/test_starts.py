@@ -162,7 +162,7 @@ def test_choices_are_a_share_and_keyed_as_points_are() -> None:
 
 
 def test_hashes_of_parts_and_of_many() -> None:
-    """Of 700 images that differ in a pixel, or in two of opposite changes, no two have the same hash."""
+    """Of 700 images that differ in a few pixels, no two have the same hash, whoever is hashed with them."""
     inputs = torch.zeros(700, 3, 25, 25)  # more than are hashed at a time
     labels = torch.zeros(700, dtype=torch.int64)
     for row, image in enumerate(inputs.flatten(1)):
