@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -358,7 +359,10 @@ class _Graphed(nn.Module):
             logits: Tensor = self.model(x)
             return logits
 
-        recorded = torch.cuda.make_graphed_callables(run, (sample,), pool=self._pool)
+        with warnings.catch_warnings():
+            # torch 2.11 keeps what it warms up with, and warns of it when it records on another stream.
+            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
+            recorded = torch.cuda.make_graphed_callables(run, (sample,), pool=self._pool)
         return cast("Callable[[Tensor], Tensor]", recorded)
 
 

@@ -22,8 +22,8 @@ has allocated.
 
 **On a GPU** (``--device cuda --config benchmarks/configs/scaling-cuda.json``) a call also takes its two
 float32 passes without TF32, clean and last, which weigh more than the two gradient steps of the curve over
-batch sizes. The memory on record there is that of the present engine; the times are those of an earlier one,
-and the samples of that curve were the first so many of the data.
+batch sizes. Samples and steps on record there are the present engine's, and so is the memory, except that
+``evaluate`` took parts of 512 samples and now takes two batches; batch sizes are an earlier engine's.
 
 Each case is a file in ``results/scaling``; one that is there is not measured again, so that an interrupted
 run goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases none`` only makes the

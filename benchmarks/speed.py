@@ -33,8 +33,8 @@ goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases 
 ``--quick`` runs everything once on a few digits, without any data, into ``runs/benchmarks``.
 
 **On a GPU** torch computes convolutions in TF32 unless told otherwise, and so is the hosts' PGD; ``no TF32``
-is torchattacks in float32, in which ours verifies. The cases of ``configs/speed-cuda.json``, of which the
-first was measured, in batches of 1024, by an earlier engine and without the bare costs:
+is torchattacks in float32, in which ours verifies. Graphs are recorded before the first round. Of the cases
+of ``configs/speed-cuda.json`` those of ResNet-18 were measured; its agreement is an earlier engine's:
 
     python benchmarks/speed.py --data-dir DATA --device cuda --config benchmarks/configs/speed-cuda.json
 """

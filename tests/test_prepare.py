@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from warnings import warn
 
 import pytest
 import torch
@@ -538,6 +539,24 @@ def test_what_cannot_be_recorded_runs_without(
         for _ in range(2):
             torch.testing.assert_close(fast(images(3)), net(images(3)), rtol=1e-4, atol=1e-4)
     assert warnings(caplog) == ["Cast: no CUDA graphs: operation not permitted when stream is capturing"]
+
+
+def test_what_torch_says_while_it_records_is_not_passed_on(
+    net: nn.Module, images: Any, graphs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch 2.11 does, of its own warm-up; anything else is the user's to know."""
+    record = torch.cuda.make_graphed_callables
+    said = ["The AccumulateGrad node's stream does not match the stream of the node", "something else"]
+
+    def chatty(*args: Any, **options: Any) -> Any:
+        for text in said:
+            warn(text, stacklevel=1)
+        return record(*args, **options)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", chatty)
+    with pytest.warns(UserWarning, match="something else") as heard:
+        logits_and_gradient(recorded(net), images(4))
+    assert [str(warning.message) for warning in heard] == said[1:]
 
 
 def test_an_attack_through_recorded_passes(net: nn.Module, images: Any, graphs: list[int]) -> None:
