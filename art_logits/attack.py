@@ -335,7 +335,7 @@ class TemperaturePGD:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
         waiting = book.open_cases()
         slots = landed = region.start(waiting, 0, book.x)
-        claims, waited = _Claims(slots, slots.x, book.logits), 0
+        claims, waited = _Claims(slots, slots.x), 0
         while len(waiting) or len(slots) or len(landed) or len(claims):
             free = max(0, book.size - len(slots))
             if free and len(waiting):
@@ -347,7 +347,7 @@ class TemperaturePGD:
                 slots, leaving = book.enter(slots, logits)
                 if leaving is not None and len(rows := _where(leaving)):
                     if book.proxy is not None:
-                        claims = claims.join(_Claims(slots, grad, logits).take(rows))
+                        claims = claims.join(_Claims(slots, grad).take(rows))
                     going = _where(~leaving)
                     slots, grad = slots.take(going), grad[going]
                 slots = region.ascend(slots, grad)
@@ -412,8 +412,7 @@ class _Slots:
 
     ``velocity`` is the accumulated direction of a momentum attack, and has no columns in any other.
     ``peak`` is the best point of this restart that the original model has not seen, ``height`` its margin;
-    where that model gives the gradients too, it has seen them all, and ``peak`` has no columns. ``doubt`` is
-    by how much the margin was overstated where that model has refuted a success.
+    where that model gives the gradients too, it has seen them all, and ``peak`` has no columns.
     """
 
     index: Tensor
@@ -423,13 +422,12 @@ class _Slots:
     velocity: Tensor
     peak: Tensor
     height: Tensor
-    doubt: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
 
     def columns(self) -> tuple[Tensor, ...]:
-        return self.index, self.restart, self.step, self.x, self.velocity, self.peak, self.height, self.doubt
+        return self.index, self.restart, self.step, self.x, self.velocity, self.peak, self.height
 
     def take(self, rows: Tensor | slice) -> _Slots:
         """The slots at these positions, in their order."""
@@ -449,24 +447,20 @@ class _Slots:
 
 @dataclass(frozen=True)
 class _Claims:
-    """Points that a stand-in calls a success, by its logits there; gradients, for those that are none."""
+    """Points that a stand-in for the model calls a success, with the gradients there, should they be none."""
 
     slots: _Slots
     grad: Tensor
-    logits: Tensor
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def take(self, rows: Tensor | slice) -> _Claims:
         """The claims at these positions, in their order."""
-        return _Claims(self.slots.take(rows), self.grad[rows], self.logits[rows])
+        return _Claims(self.slots.take(rows), self.grad[rows])
 
     def join(self, other: _Claims) -> _Claims:
-        if not (len(self) and len(other)):
-            return self if len(self) else other
-        grad, logits = (torch.cat(pair) for pair in ((self.grad, other.grad), (self.logits, other.logits)))
-        return _Claims(self.slots.join(other.slots), grad, logits)
+        return _Claims(self.slots.join(other.slots), torch.cat([self.grad, other.grad]))
 
 
 class _Region:
@@ -534,8 +528,8 @@ class _Region:
             x[known] = self._within(base, self._radius(rows, step[known]), delta)
         nothing = x.flatten(1)[:, :0]
         velocity = torch.zeros_like(x) if self.attack.momentum else nothing
-        never = x.new_full((len(x),), -torch.inf)
-        return _Slots(index, restart, step, x, velocity, x if self.peaks else nothing, never, never)
+        height = x.new_full((len(x),), -torch.inf)
+        return _Slots(index, restart, step, x, velocity, x if self.peaks else nothing, height)
 
     def _drawn(self, waiting: Tensor, count: int) -> Tensor:
         """Points of the unit ball for the first of those who wait, in their order."""
@@ -771,7 +765,7 @@ class _Book:
             solved = self._note(slots, logits, final=False)
             return slots, solved if self.attack.stop_on_success else None
         margin, success = self._outcome(logits, self.goals[slots.index])
-        claimed = success & (margin > slots.doubt) & self._moved(slots) & self.attack.stop_on_success
+        claimed = success & self._moved(slots) & self.attack.stop_on_success
         if self.attack.keep == "best":
             # What the original is going to see is no candidate for the end of the restart.
             slots = self._raised(slots, self._moved(slots) & ~claimed & (margin > slots.height), margin)
@@ -779,15 +773,8 @@ class _Book:
 
     def refute(self, claims: _Claims) -> _Claims:
         """Show the original what another model has called a success; returns those claims that are none."""
-        logits = self.forward(claims.slots)
-        rows = _where(~self._note(claims.slots, logits, final=False))
-        refuted = claims.take(rows)
-        if len(refuted):
-            goals = self.goals[refuted.slots.index]
-            said, found = (self._outcome(those, goals)[0] for those in (refuted.logits, logits[rows]))
-            # Near by it errs alike: without this, a run that stays where it does would claim at every step.
-            refuted = replace(refuted, slots=replace(refuted.slots, doubt=said - found))
-        return refuted
+        # A run that was refuted may claim again: near a boundary, the next claim can be right.
+        return claims.take(_where(~self._note(claims.slots, self.forward(claims.slots), final=False)))
 
     def land(self, slots: _Slots) -> Tensor:
         """Note how a restart ended; returns which samples need no further attack."""
