@@ -21,9 +21,9 @@ which there is else one per layer and number of rows, up to 1024 in all. On a GP
 has allocated.
 
 **On a GPU** (``--device cuda --config benchmarks/configs/scaling-cuda.json``) a call also takes its two
-float32 passes without TF32, clean and last, which weigh more than the two gradient steps of the curve over
-batch sizes. Samples and steps on record there are the present engine's, and so is the memory, except that
-``evaluate`` took parts of 512 samples and now takes two batches; batch sizes are an earlier engine's.
+float32 passes without TF32, clean and last, which weigh more than the two gradient steps that the curve over
+batch sizes on record has: that one is an earlier engine's. ``evaluate`` took parts of 512 samples when its
+memory was measured, and takes two batches now.
 
 Each case is a file in ``results/scaling``; one that is there is not measured again, so that an interrupted
 run goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases none`` only makes the
