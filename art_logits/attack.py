@@ -6,7 +6,8 @@ so samples in one batch may stand at different steps and restarts, and none of t
 sample's result depends on the model, the sample, its label, the config, the seed and its id only.
 
 Gradients may come from a faster version of the model (:mod:`art_logits.prepare`). It proposes: an iterate
-counts once the original model, in float32, has seen it.
+counts once the original model, in float32, has seen it, and what has been missed by no more than bfloat16
+rounds takes its last steps again with the original's gradients.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -53,6 +55,10 @@ logger = logging.getLogger(__name__)
 _CLAIMS = 256
 # And how many steps claims wait for others at most, where no sample waits for their places.
 _PATIENCE = 5
+# What is left standing by less than logits are rounded by takes the last of its steps again, one in so many,
+# without rounding. In 13312 runs on CIFAR-10 bfloat16 lost 8 that float32 won from the same starts, and won 2
+# that it lost; so it is 1 and 4, for 0.2 % more passes. Half of the steps finds no more.
+_TAIL = 4
 # Where a pass over fewer rows takes as long as one over so many: in float32, and to a gradient in bfloat16.
 _LEAST = {False: 128, True: 1024}
 
@@ -160,7 +166,9 @@ class TemperaturePGD:
         precision: what gradients are computed in: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16
             where a short probe finds it faster (:func:`art_logits.prepare.choose_precision`). Success and
             all that is reported come from the original model in float32 (TF32 is not), whatever this says;
-            a float64 model stays float64.
+            a float64 model stays float64. In bfloat16, with ``stop_on_success`` and ``keep="best"``, a sample
+            left standing by no more than the rounding of its logits takes the last quarter of its steps
+            again, from its best point, in float32.
         fuse: let the gradients of a model that is large enough for it to pay come from a copy with its batch
             norms folded into its convolutions and another memory layout (:func:`art_logits.prepare`). The
             results are those of float32 with other roundings; false, at precision ``"float32"``, for the
@@ -305,7 +313,14 @@ class TemperaturePGD:
                 region.ids, region.ahead = ids, book.size
             if book.chooses:
                 book.open(clean_logits)
-            return self._run(region, book, observer)
+            cases = book.open_cases()
+            self._run(region, book, cases, region.start(cases, 0, book.x), observer)
+            if len(near := book.near_misses()):
+                book.take_over()
+                step = self.steps - math.ceil(self.steps / _TAIL)
+                slots = region.resume(near, book.restart[near], step, book.x[near])
+                self._run(region, book, cases[:0], slots, observer)
+            return book.result()
 
     @property
     def looks_at_inputs(self) -> bool:
@@ -331,11 +346,17 @@ class TemperaturePGD:
             raise ValueError("targets must be given, one class per input, because targeted=True")
         return _checks.labels("targets", targets, len(labels), labels.device)
 
-    def _run(self, region: _Region, book: _Book, observer: Callable[[Step], None] | None) -> AttackResult:
+    def _run(
+        self,
+        region: _Region,
+        book: _Book,
+        waiting: Tensor,
+        slots: _Slots,
+        observer: Callable[[Step], None] | None,
+    ) -> None:
         """The loop: fill the free slots, step every slot, let go of what is solved or has run its course."""
-        waiting = book.open_cases()
-        slots = landed = region.start(waiting, 0, book.x)
-        claims, waited = _Claims(slots, slots.x), 0
+        landed = slots.take(slice(0))
+        claims, waited = _Claims(landed, landed.x), 0
         while len(waiting) or len(slots) or len(landed) or len(claims):
             free = max(0, book.size - len(slots))
             if free and len(waiting):
@@ -364,7 +385,6 @@ class TemperaturePGD:
                 unsolved = _where(~book.land(landed))
                 waiting = torch.cat([waiting, landed.take(unsolved).next_restarts(self.restarts)])
                 landed = landed.take(slice(0))
-        return book.result()
 
     def _parted(self, slots: _Slots, landed: _Slots) -> tuple[_Slots, _Slots]:
         """Those that go on, and those that have run their course, behind the ones that had before."""
@@ -526,6 +546,13 @@ class _Region:
             if self.mask is not None:
                 delta = delta.masked_fill(self.mask[rows] == 0, 0)
             x[known] = self._within(base, self._radius(rows, step[known]), delta)
+        return self._slots(index, restart, step, x)
+
+    def resume(self, index: Tensor, restart: Tensor, step: int, x: Tensor) -> _Slots:
+        """Slots for runs that go on from these points, of which so many steps are behind them."""
+        return self._slots(index, restart, torch.full_like(index, step), x)
+
+    def _slots(self, index: Tensor, restart: Tensor, step: Tensor, x: Tensor) -> _Slots:
         nothing = x.flatten(1)[:, :0]
         velocity = torch.zeros_like(x) if self.attack.momentum else nothing
         height = x.new_full((len(x),), -torch.inf)
@@ -806,6 +833,18 @@ class _Book:
             rest = replace(rest, x=rest.peak)
             solved[refuted] = self._note(rest, self.forward(rest), final=True)
         return solved
+
+    def near_misses(self) -> Tensor:
+        """Which samples, by their position, were left standing by no more than another model's rounding."""
+        dtype = getattr(self.proxy, "dtype", None)
+        if dtype is None or not self.attack.stop_on_success or self.attack.keep != "best":
+            return self.goals[:0]
+        rounding = torch.finfo(dtype).eps / 2 * self.logits.abs().amax(dim=1)
+        return _where(~self.success & (self.margin > -rounding))
+
+    def take_over(self) -> None:
+        """Let the original give the gradients from here on."""
+        self.proxy, self.at_most[True] = None, self.at_most[False]
 
     def _raised(self, slots: _Slots, rows: Tensor, margin: Tensor) -> _Slots:
         if bool(rows.all()):

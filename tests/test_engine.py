@@ -338,6 +338,64 @@ def test_a_run_that_was_refuted_is_heard_again(proposing: Any) -> None:
     assert (int(result.forwards), int(result.backwards)) == (6, 3)
 
 
+class Sloping(Table):
+    """Around logits of 10, which bfloat16 rounds by up to 10 / 256, under a slope that points up or down."""
+
+    def __init__(self, margins: dict[int, float], slope: float, dtype: torch.dtype | None = None) -> None:
+        super().__init__(margins)
+        self.slope, self.dtype = slope, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x.detach() + self.slope * (x - x.detach()))
+        return logits + 10
+
+
+MISSES = pytest.mark.parametrize(
+    ("height", "dtype", "options"),
+    [
+        (-0.038, torch.bfloat16, {}),
+        (-0.041, torch.bfloat16, {}),
+        (-0.038, None, {}),
+        (-0.038, torch.bfloat16, {"stop_on_success": False}),
+        (-0.038, torch.bfloat16, {"keep": "last"}),
+    ],
+)
+
+
+@MISSES
+def test_what_rounding_has_missed_takes_its_last_steps_again(
+    proposing: Any, height: float, dtype: torch.dtype | None, options: dict[str, Any]
+) -> None:
+    """The stand-in leads down, and its best point, at 0.4, is nearly a success; the original leads up."""
+    proposing(Sloping({1: -9.0, 2: -9.0, 3: -9.0, 4: -1.0, 5: -9.0}, -1.0, dtype))
+    truth = Sloping({**dict.fromkeys(range(1, 10), -1.0), 4: height, 6: 1.0}, 1.0)
+    asked: dict[str, Any] = {"eps": 0.4, "steps": 8, "step_size": 0.1, "random_start": False, **options}
+    observed: list[Step] = []
+    watch = TemperaturePGD(**asked)
+    result = watch(truth, torch.tensor([[0.5]]), torch.tensor([0]), observer=observed.append)
+    again = height > -10 / 256 and dtype is not None and not options
+    assert bool(result.success) == again
+    steps = [int(step.step) for step in observed]
+    assert steps == [*range(8), *([6, 7] if again else [])]
+    assert int(result.backwards) == len(steps)
+    if again:
+        assert round(10 * float(result.adv_inputs)) == 6
+        assert int(result.restart) == 0
+        # Clean, eight steps, the last iterate as proposed, the best of the run, two steps, where they end.
+        assert int(result.forwards) == 14
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_short_run_has_a_last_step_to_take_again(proposing: Any, steps: int) -> None:
+    proposing(Sloping({4: -1.0, 5: -9.0, **dict.fromkeys(range(4), -9.0)}, -1.0, torch.bfloat16))
+    truth = Sloping({**dict.fromkeys(range(10), -1.0), 4: -0.01}, 1.0)
+    asked: dict[str, Any] = {"eps": 0.4, "step_size": 0.1, "random_start": False}
+    result = pgd(truth, torch.tensor([[0.5]]), torch.tensor([0]), steps=steps, **asked)
+    assert not bool(result.success)
+    assert int(result.backwards) == (steps + 1 if steps else 0)
+    assert round(10 * float(result.adv_inputs)) == (4 if steps else 5)
+
+
 @pytest.mark.parametrize(("on_gpu", "longest"), [(True, 20 + 2 * (attack._PATIENCE - 1)), (False, 20 + 18)])
 def test_the_refuted_do_not_stay_behind_on_a_gpu(
     record: Any, proposing: Any, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, longest: int
