@@ -34,8 +34,8 @@ goes on where it stopped (``--again`` measures all, ``--cases`` some, ``--cases 
 
 **On a GPU** torch computes convolutions in TF32 unless told otherwise, and so is the hosts' PGD; ``no TF32``
 is torchattacks in float32, in which ours verifies. Graphs are recorded before the first round. Of the cases
-of ``configs/speed-cuda.json`` those of ResNet-18 were measured, a change before the present engine, which
-hears refuted runs again; its agreement is an earlier one's:
+of ``configs/speed-cuda.json`` those of ResNet-18 were measured, two changes before the present engine, which
+hears refuted runs again and looks for what a rounding has missed; its agreement is an earlier one's:
 
     python benchmarks/speed.py --data-dir DATA --device cuda --config benchmarks/configs/speed-cuda.json
 """
