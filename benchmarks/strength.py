@@ -12,6 +12,10 @@ ours the clean pass and the ones that verify. (An evaluation makes the clean pas
 the net with its batch norms folded (:func:`art_logits.prepare`), the same function up to rounding. The
 curves of the CIFAR-10 convnet come from a GPU (``--device cuda --out benchmarks/results``).
 
+**Precision.** "auto" took float32 on the machine of most cells, which has no native bfloat16, and takes it
+for the transformer on the others too. ``precision=bfloat16`` are the same attacks as "auto" runs them on the
+convnet and the residual net elsewhere; what they leave is judged in float32 like all else.
+
 **Reach and spreads.** ``temperature-pgd`` and ``strong`` are cascades (:mod:`art_logits.cascade`): ten steps
 for every sample, then other starts, temperatures, targets and more steps for those that came near. How near
 is measured by the best margin so far as a share of the clean input's (``reach``): most samples that a short
@@ -349,7 +353,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     run = session("strength", options)
-    cells, rows = Cells(run.out / "strength"), []
+    cells, rows, machines = Cells(run.out / "strength"), [], set()
     for case in run.config["cases"]:
         named = [{**case, "attack": name, "name": _file(case["name"], name)} for name in case["attacks"]]
         for cell in named:
@@ -359,18 +363,19 @@ def main() -> None:
                 cells.measured(
                     cell, partial(measure, cell, cell["attack"], options.data_dir, run.device), options.again
                 )
-        rows += rows_of(case, cells.all(cell["name"] for cell in named))
+        measured = cells.all(cell["name"] for cell in named)
+        machines |= {in_words(cell["environment"]) for cell in measured}
+        rows += rows_of(case, measured)
     table = pd.DataFrame(rows)
     write_atomically(run.out / "strength.csv", table.to_csv(index=False, float_format="%.6g").encode())
-    text = [
-        f"# Strength for the passes\n\n{__doc__}",
-        f"`{run.command}`; {in_words(environment(run.device))}\n",
-    ]
+    text = [f"# Strength for the passes\n\n{__doc__}", f"`{run.command}`. Cells come from:\n"]
+    text += [*(f"- {words}" for words in sorted(machines)), ""]
     text += ["## Ours beside AutoAttack\n", to_markdown(headline(table))]
     if len(lost := missed(table)):
         text += ["\n## What ours misses, by sample id\n", to_markdown(lost)]
     short = [
         "attack",
+        "precision",
         "left",
         "passes per image",
         "points above AutoAttack",
