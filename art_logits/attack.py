@@ -844,7 +844,9 @@ class _Book:
 
     def take_over(self) -> None:
         """Let the original give the gradients from here on."""
-        self.proxy, self.at_most[True] = None, self.at_most[False]
+        self.proxy = None
+        if self.at_most[True] is not None:  # as it is where a function of the user's sees all slots
+            self.at_most[True] = self.at_most[False]
 
     def _raised(self, slots: _Slots, rows: Tensor, margin: Tensor) -> _Slots:
         if bool(rows.all()):

@@ -355,6 +355,7 @@ MISSES = pytest.mark.parametrize(
     [
         (-0.038, torch.bfloat16, {}),
         (-0.041, torch.bfloat16, {}),
+        (0.01, torch.bfloat16, {}),
         (-0.038, None, {}),
         (-0.038, torch.bfloat16, {"stop_on_success": False}),
         (-0.038, torch.bfloat16, {"keep": "last"}),
@@ -368,13 +369,13 @@ def test_what_rounding_has_missed_takes_its_last_steps_again(
 ) -> None:
     """The stand-in leads down, and its best point, at 0.4, is nearly a success; the original leads up."""
     proposing(Sloping({1: -9.0, 2: -9.0, 3: -9.0, 4: -1.0, 5: -9.0}, -1.0, dtype))
-    truth = Sloping({**dict.fromkeys(range(1, 10), -1.0), 4: height, 6: 1.0}, 1.0)
+    truth = Sloping({**dict.fromkeys(range(1, 10), -1.0), 1: height, 4: height, 6: 1.0}, 1.0)
     asked: dict[str, Any] = {"eps": 0.4, "steps": 8, "step_size": 0.1, "random_start": False, **options}
     observed: list[Step] = []
     watch = TemperaturePGD(**asked)
     result = watch(truth, torch.tensor([[0.5]]), torch.tensor([0]), observer=observed.append)
-    again = height > -10 / 256 and dtype is not None and not options
-    assert bool(result.success) == again
+    again = -10 / 256 < height < 0 and dtype is not None and not options
+    assert bool(result.success) == (again or height > 0)
     steps = [int(step.step) for step in observed]
     assert steps == [*range(8), *([6, 7] if again else [])]
     assert int(result.backwards) == len(steps)
@@ -394,6 +395,24 @@ def test_a_short_run_has_a_last_step_to_take_again(proposing: Any, steps: int) -
     assert not bool(result.success)
     assert int(result.backwards) == (steps + 1 if steps else 0)
     assert round(10 * float(result.adv_inputs)) == (4 if steps else 5)
+
+
+def test_a_function_of_the_user_s_sees_all_that_take_steps_again(
+    proposing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack, "rows_per_pass", lambda *args, **options: 1)
+    proposing(Sloping({3: -9.0, 4: -1.0, 5: -9.0}, -1.0, torch.bfloat16))
+    truth = Sloping({**dict.fromkeys(range(3, 8), -1.0), 4: -0.01}, 1.0)
+    rows = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        rows.append(len(logits))
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    asked: dict[str, Any] = {"eps": 0.2, "step_size": 0.1, "random_start": False, "steps": 2, "loss": loss}
+    result = pgd(truth, torch.full((3, 1), 0.5), torch.zeros(3, dtype=torch.int64), **asked)
+    assert result.backwards.tolist() == [3, 3, 3]
+    assert rows == [3, 3, 3]
 
 
 @pytest.mark.parametrize(("on_gpu", "longest"), [(True, 20 + 2 * (attack._PATIENCE - 1)), (False, 20 + 18)])
